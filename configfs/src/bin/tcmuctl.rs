@@ -1,0 +1,3 @@
+//! `tcmuctl` sets up LUNs.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! LIO's configfs tree as a library, and tcmuctl.
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! What a backstore of the TCMU runner implements.
+#![deny(missing_docs)]

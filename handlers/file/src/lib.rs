@@ -1,0 +1,2 @@
+//! Backstore on a regular file or a block device.
+#![deny(missing_docs)]

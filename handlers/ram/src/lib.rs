@@ -1,0 +1,2 @@
+//! Sparse backstore in memory, for tests.
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! Serves TCMU LUNs: reactors, the SCSI device server, the daemon.
+#![deny(missing_docs)]

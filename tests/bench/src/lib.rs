@@ -1,0 +1,1 @@
+//! Side-by-side benchmark of the runner and its peers inside the rig.

@@ -1,0 +1,1 @@
+//! Integration tests that run inside the rig's guest kernel.

@@ -1,0 +1,3 @@
+//! `cargo xtask`: the commands of this project.
+
+fn main() {}
