@@ -1,2 +1,71 @@
 //! What a backstore of the TCMU runner implements.
+//!
+//! A [`Handler`] is one *kind* of storage (`file`, `ram`, `rbd`, …): it checks configuration
+//! strings and opens images. A [`Backstore`] is one *open image*: it reads and writes bytes. Neither
+//! knows of SCSI, of rings, or of the kernel; the same backstore can serve any block protocol.
+//!
+//! # Life cycle
+//!
+//! ```text
+//! Handler::check      any thread, any time: would this configuration open?
+//! Handler::open       a worker thread, may block; the result moves to one reactor and stays there
+//!   read, write, …    on the reactor, many at once, each a future of the one thread
+//!   resize            on the reactor, between two requests of the LUN
+//!   close             on the reactor, after the last request has finished
+//! ```
+//!
+//! # A complete handler
+//!
+//! ```
+//! use tcmu_handler::*;
+//!
+//! /// Reads as zeroes, forgets what is written.
+//! struct Zero;
+//!
+//! struct Nothing {
+//!     size: u64,
+//! }
+//!
+//! impl Handler for Zero {
+//!     type Backstore = Nothing;
+//!     fn subtype(&self) -> &str { "zero" }
+//!     fn help(&self) -> &str { "zero/: reads as zeroes; takes no options" }
+//!     fn check(&self, _config: &Config) -> Result<()> { Ok(()) }
+//!     fn open(&self, request: &OpenRequest) -> Result<Nothing> {
+//!         Ok(Nothing { size: request.size })
+//!     }
+//! }
+//!
+//! impl Backstore for Nothing {
+//!     fn capabilities(&self) -> Capabilities { Capabilities::new(self.size) }
+//!     async fn read(&self, _io: &Io, buffer: Buffer<'_>, _offset: u64) -> Result<()> {
+//!         buffer.fill(0);
+//!         Ok(())
+//!     }
+//!     async fn write(&self, _io: &Io, _buffer: Buffer<'_>, _offset: u64, _: WriteFlags) -> Result<()> {
+//!         Ok(())
+//!     }
+//! }
+//! ```
 #![deny(missing_docs)]
+#![deny(unsafe_code)]
+
+mod backstore;
+mod blocking;
+mod buffer;
+mod capabilities;
+mod config;
+mod error;
+mod handler;
+mod io;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use backstore::{Backstore, Extent, WriteFlags, ZeroFlags};
+pub use blocking::{Blocking, BlockingBackstore};
+pub use buffer::{Buffer, Memory, OutOfBounds, OwnedBuffer, Segment};
+pub use capabilities::{Capabilities, DataAccess, Fua, Unmap};
+pub use config::{Config, ConfigError};
+pub use error::{Error, ErrorKind, Result};
+pub use handler::{Handler, OpenRequest};
+pub use io::{Engine, File, Io, IoFuture, Operation, Ticket};

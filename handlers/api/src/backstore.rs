@@ -1,0 +1,118 @@
+//! One open image.
+
+use crate::{Buffer, Capabilities, Error, ErrorKind, Io, Result};
+
+/// A range of an image, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub len: u64,
+}
+
+impl Extent {
+    /// The first byte behind the range. The runner never asks for a range whose end overflows.
+    pub const fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
+}
+
+/// How a write is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// The data are durable before the write completes. Only set where the backstore's
+    /// [`Capabilities::fua`] is native.
+    pub fua: bool,
+}
+
+/// How zeroes are to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroFlags {
+    /// As in [`WriteFlags::fua`].
+    pub fua: bool,
+    /// The storage may be given back, as long as it reads as zeroes.
+    pub may_unmap: bool,
+}
+
+/// One open image: bytes at offsets.
+///
+/// All requests run on one thread, the image's reactor, many at once; interior state needs no locks
+/// (`Cell`, `RefCell`), but must be in order at every `await`. What blocks goes through
+/// [`Io::blocking`], or the whole image implements [`BlockingBackstore`](crate::BlockingBackstore)
+/// instead.
+///
+/// The runner promises: offsets and lengths are multiples of the LUN's block size, lie within the
+/// size of [`Capabilities`], and lengths are not 0. Overlapping requests may run at the same time;
+/// as on a disk, the result is then either's.
+///
+/// A backstore promises: `Ok` means *all of the request* is done; a flush that succeeds covers every
+/// write that had completed before the flush began; an error leaves the bytes of the request
+/// undefined, and no others.
+#[allow(async_fn_in_trait)] // The futures stay on their reactor's thread: no bound is missing.
+pub trait Backstore: Send + 'static {
+    /// What this image does. Asked when the LUN starts and after each resize.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Fills `buffer` with the bytes at `offset`.
+    async fn read(&self, io: &Io, buffer: Buffer<'_>, offset: u64) -> Result<()>;
+
+    /// Stores `buffer` at `offset`.
+    async fn write(
+        &self,
+        io: &Io,
+        buffer: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<()>;
+
+    /// Makes all completed writes durable. Called only if [`Capabilities::volatile_cache`] is set.
+    async fn flush(&self, io: &Io) -> Result<()> {
+        let _ = io;
+        Err(unsupported("flush"))
+    }
+
+    /// Gives storage back where it can. Called only if [`Capabilities::unmap`] is set.
+    async fn unmap(&self, io: &Io, extent: Extent) -> Result<()> {
+        let _ = (io, extent);
+        Err(unsupported("unmap"))
+    }
+
+    /// Makes a range read as zeroes. Called only if [`Capabilities::write_zeroes`] is set.
+    async fn write_zeroes(&self, io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
+        let _ = (io, extent, flags);
+        Err(unsupported("write_zeroes"))
+    }
+
+    /// Prepares for a LUN of `size` bytes: grows the image where that is the handler's business, or
+    /// says why the image cannot be so large. No request of the LUN reaches beyond the smaller of
+    /// the old and the new size meanwhile.
+    ///
+    /// The default looks whether the image already has that size.
+    async fn resize(&self, io: &Io, size: u64) -> Result<()> {
+        let _ = io;
+        let have = self.capabilities().size;
+        if size <= have {
+            Ok(())
+        } else {
+            Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("the image has {have} bytes, less than the {size} asked for"),
+            ))
+        }
+    }
+
+    /// Ends the image's use: what is buffered becomes durable, locks are let go. No request is
+    /// running, and none follows.
+    async fn close(&self, io: &Io) -> Result<()> {
+        let _ = io;
+        Ok(())
+    }
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("this backstore does not do {what}"),
+    )
+}

@@ -1,0 +1,142 @@
+//! Backstores with plain functions: they run on the reactor's bounded pool of threads.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::{
+    Backstore, Buffer, Capabilities, Error, ErrorKind, Extent, Io, OwnedBuffer, Result, WriteFlags,
+    ZeroFlags,
+};
+
+/// [`Backstore`] with functions that may block.
+///
+/// Requests run on several threads at once, hence `Sync`. The methods mean what those of
+/// [`Backstore`] mean. [`Blocking`] makes a `Backstore` of it.
+pub trait BlockingBackstore: Send + Sync + 'static {
+    /// See [`Backstore::capabilities`].
+    fn capabilities(&self) -> Capabilities;
+
+    /// See [`Backstore::read`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read(&self, buffer: Buffer<'_>, offset: u64) -> Result<()>;
+
+    /// See [`Backstore::write`].
+    ///
+    /// # Errors
+    /// As there.
+    fn write(&self, buffer: Buffer<'_>, offset: u64, flags: WriteFlags) -> Result<()>;
+
+    /// See [`Backstore::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    fn flush(&self) -> Result<()> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backstore does not do flush",
+        ))
+    }
+
+    /// See [`Backstore::unmap`].
+    ///
+    /// # Errors
+    /// As there.
+    fn unmap(&self, extent: Extent) -> Result<()> {
+        let _ = extent;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backstore does not do unmap",
+        ))
+    }
+
+    /// See [`Backstore::write_zeroes`].
+    ///
+    /// # Errors
+    /// As there.
+    fn write_zeroes(&self, extent: Extent, flags: ZeroFlags) -> Result<()> {
+        let _ = (extent, flags);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backstore does not do write_zeroes",
+        ))
+    }
+
+    /// See [`Backstore::close`].
+    ///
+    /// # Errors
+    /// As there.
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes a [`Backstore`] of a [`BlockingBackstore`].
+#[derive(Debug)]
+pub struct Blocking<B>(Arc<B>);
+
+impl<B: BlockingBackstore> Blocking<B> {
+    /// Wraps `backstore`.
+    pub fn new(backstore: B) -> Self {
+        Self(Arc::new(backstore))
+    }
+
+    async fn run(
+        &self,
+        io: &Io,
+        request: impl FnOnce(&B) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let backstore = Arc::clone(&self.0);
+        io.blocking(move || request(&backstore))
+            .await
+            .map_err(panicked)?
+    }
+}
+
+fn panicked(error: io::Error) -> Error {
+    Error::os("the backstore failed", error).with_kind(ErrorKind::Internal)
+}
+
+impl<B: BlockingBackstore> Backstore for Blocking<B> {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn read(&self, io: &Io, buffer: Buffer<'_>, offset: u64) -> Result<()> {
+        let buffer: OwnedBuffer = buffer.to_owned();
+        self.run(io, move |backstore| backstore.read(buffer.view(), offset))
+            .await
+    }
+
+    async fn write(
+        &self,
+        io: &Io,
+        buffer: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let buffer: OwnedBuffer = buffer.to_owned();
+        self.run(io, move |backstore| {
+            backstore.write(buffer.view(), offset, flags)
+        })
+        .await
+    }
+
+    async fn flush(&self, io: &Io) -> Result<()> {
+        self.run(io, B::flush).await
+    }
+
+    async fn unmap(&self, io: &Io, extent: Extent) -> Result<()> {
+        self.run(io, move |backstore| backstore.unmap(extent)).await
+    }
+
+    async fn write_zeroes(&self, io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
+        self.run(io, move |backstore| backstore.write_zeroes(extent, flags))
+            .await
+    }
+
+    async fn close(&self, io: &Io) -> Result<()> {
+        self.run(io, B::close).await
+    }
+}
