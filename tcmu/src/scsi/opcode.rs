@@ -1,0 +1,118 @@
+//! Operation codes and service actions (SPC-4, SBC-3).
+
+/// TEST UNIT READY.
+pub const TEST_UNIT_READY: u8 = 0x00;
+/// REQUEST SENSE.
+pub const REQUEST_SENSE: u8 = 0x03;
+/// READ (6).
+pub const READ_6: u8 = 0x08;
+/// WRITE (6).
+pub const WRITE_6: u8 = 0x0a;
+/// INQUIRY.
+pub const INQUIRY: u8 = 0x12;
+/// MODE SELECT (6).
+pub const MODE_SELECT_6: u8 = 0x15;
+/// RESERVE (6).
+pub const RESERVE_6: u8 = 0x16;
+/// RELEASE (6).
+pub const RELEASE_6: u8 = 0x17;
+/// MODE SENSE (6).
+pub const MODE_SENSE_6: u8 = 0x1a;
+/// START STOP UNIT.
+pub const START_STOP_UNIT: u8 = 0x1b;
+/// READ CAPACITY (10).
+pub const READ_CAPACITY_10: u8 = 0x25;
+/// READ (10).
+pub const READ_10: u8 = 0x28;
+/// WRITE (10).
+pub const WRITE_10: u8 = 0x2a;
+/// SYNCHRONIZE CACHE (10).
+pub const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+/// WRITE SAME (10).
+pub const WRITE_SAME_10: u8 = 0x41;
+/// UNMAP.
+pub const UNMAP: u8 = 0x42;
+/// MODE SELECT (10).
+pub const MODE_SELECT_10: u8 = 0x55;
+/// RESERVE (10).
+pub const RESERVE_10: u8 = 0x56;
+/// RELEASE (10).
+pub const RELEASE_10: u8 = 0x57;
+/// MODE SENSE (10).
+pub const MODE_SENSE_10: u8 = 0x5a;
+/// PERSISTENT RESERVE IN.
+pub const PERSISTENT_RESERVE_IN: u8 = 0x5e;
+/// PERSISTENT RESERVE OUT.
+pub const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
+/// A CDB with a service action, longer than 16 bytes.
+pub const VARIABLE_LENGTH: u8 = 0x7f;
+/// READ (16).
+pub const READ_16: u8 = 0x88;
+/// WRITE (16).
+pub const WRITE_16: u8 = 0x8a;
+/// SYNCHRONIZE CACHE (16).
+pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
+/// WRITE SAME (16).
+pub const WRITE_SAME_16: u8 = 0x93;
+/// SERVICE ACTION IN (16).
+pub const SERVICE_ACTION_IN_16: u8 = 0x9e;
+/// REPORT LUNS.
+pub const REPORT_LUNS: u8 = 0xa0;
+/// MAINTENANCE IN.
+pub const MAINTENANCE_IN: u8 = 0xa3;
+/// READ (12).
+pub const READ_12: u8 = 0xa8;
+/// WRITE (12).
+pub const WRITE_12: u8 = 0xaa;
+
+/// Service actions of [`VARIABLE_LENGTH`].
+pub mod variable_length {
+    /// READ (32).
+    pub const READ_32: u16 = 0x0009;
+    /// WRITE (32).
+    pub const WRITE_32: u16 = 0x000b;
+}
+
+/// Service actions of [`SERVICE_ACTION_IN_16`].
+pub mod service_action_in_16 {
+    /// READ CAPACITY (16).
+    pub const READ_CAPACITY_16: u16 = 0x10;
+}
+
+/// Service actions of [`MAINTENANCE_IN`].
+pub mod maintenance_in {
+    /// REPORT SUPPORTED OPERATION CODES.
+    pub const REPORT_SUPPORTED_OPERATION_CODES: u16 = 0x0c;
+}
+
+/// Service actions of [`PERSISTENT_RESERVE_IN`].
+pub mod persistent_reserve_in {
+    /// READ KEYS.
+    pub const READ_KEYS: u16 = 0x00;
+    /// READ RESERVATION.
+    pub const READ_RESERVATION: u16 = 0x01;
+    /// REPORT CAPABILITIES.
+    pub const REPORT_CAPABILITIES: u16 = 0x02;
+    /// READ FULL STATUS.
+    pub const READ_FULL_STATUS: u16 = 0x03;
+}
+
+/// Service actions of [`PERSISTENT_RESERVE_OUT`].
+pub mod persistent_reserve_out {
+    /// REGISTER.
+    pub const REGISTER: u16 = 0x00;
+    /// RESERVE.
+    pub const RESERVE: u16 = 0x01;
+    /// RELEASE.
+    pub const RELEASE: u16 = 0x02;
+    /// CLEAR.
+    pub const CLEAR: u16 = 0x03;
+    /// PREEMPT.
+    pub const PREEMPT: u16 = 0x04;
+    /// PREEMPT AND ABORT.
+    pub const PREEMPT_AND_ABORT: u16 = 0x05;
+    /// REGISTER AND IGNORE EXISTING KEY.
+    pub const REGISTER_AND_IGNORE_EXISTING_KEY: u16 = 0x06;
+    /// REGISTER AND MOVE.
+    pub const REGISTER_AND_MOVE: u16 = 0x07;
+}
