@@ -1,4 +1,11 @@
 //! The interfaces of Linux's target_core_user: command ring, UIO, generic netlink, SCSI formats.
 #![deny(missing_docs)]
 
+mod attribute;
+pub mod configfs;
+pub mod discovery;
+pub mod doorbell;
+pub mod mapping;
+pub mod module;
 pub mod scsi;
+pub mod uio;
