@@ -1,11 +1,14 @@
 //! The interfaces of Linux's target_core_user: command ring, UIO, generic netlink, SCSI formats.
 #![deny(missing_docs)]
 
+pub mod abi;
 mod attribute;
+pub mod cdb;
 pub mod configfs;
 pub mod discovery;
 pub mod doorbell;
 pub mod mapping;
 pub mod module;
+pub mod ring;
 pub mod scsi;
 pub mod uio;

@@ -1,0 +1,520 @@
+//! The command ring, user space's side.
+//!
+//! The kernel puts entries at `cmd_head`; [`Ring::next`] copies what they say out of the shared
+//! memory and remembers where they are. Nothing is read from an entry a second time, so what
+//! happens to the memory later cannot mislead the ring. The data stays where it is: a [`Command`]
+//! names it by [`Segment`]s of the mapping.
+//!
+//! [`Ring::complete`] writes a response into the oldest entry that has none, whichever command
+//! that entry brought: with out-of-order completion the kernel looks at the id in the response.
+//! Where the kernel does not offer that, each response goes to its own entry, and `cmd_tail` waits
+//! for the oldest. [`Ring::publish`] moves `cmd_tail` over all that is answered, once for a whole
+//! batch. Entries that need no answer are stepped over on the way.
+
+mod command;
+mod error;
+mod ids;
+mod mailbox;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem::{offset_of, size_of};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use self::command::{Abandoned, CHECK_CONDITION, INTERNAL_TARGET_FAILURE, Ticket};
+pub use self::command::{Command, Completion, Entry, Segment, TaskManagement, TmrKind};
+pub use self::error::RingError;
+use self::ids::InFlight;
+use self::mailbox::Mailbox;
+use crate::abi;
+pub use crate::cdb::Cdb;
+use crate::mapping::{Mapping, OutOfBounds};
+
+/// One device's command ring. It stays on the thread that made it.
+pub struct Ring {
+    mailbox: Mailbox,
+    /// `cmd_head` as last seen.
+    head: u32,
+    /// Up to where entries were fetched.
+    fetched: u32,
+    /// `cmd_tail` as last published.
+    published: u32,
+    /// The entries that were fetched and that the tail has not passed, oldest first.
+    slots: VecDeque<Slot>,
+    /// How many entries the tail has passed: the number of the first slot.
+    passed: u64,
+    in_flight: InFlight,
+    abandoned: Rc<Abandoned>,
+    /// Vectors for segments, kept so that a command needs no allocation.
+    spare: Vec<Vec<Segment>>,
+    malformed: u64,
+    poison: Option<RingError>,
+}
+
+struct Slot {
+    offset: u32,
+    state: SlotState,
+}
+
+#[derive(PartialEq, Eq)]
+enum SlotState {
+    /// A command's entry without a response.
+    Open,
+    /// An entry that the tail may pass: answered, or not in need of an answer.
+    Passable,
+}
+
+/// Cannot fail: an entry's place and length are checked when it is fetched.
+const CHECKED: &str = "the entry lies in the mapping";
+
+impl Ring {
+    /// Opens the ring that `mapping` holds and goes on at `cmd_tail`.
+    ///
+    /// All entries between tail and head will be fetched. That is right for a fresh ring and for
+    /// one that was reset. It is wrong for a ring whose earlier owner had completed commands out of
+    /// order and went away with others in flight: such a ring no longer tells which those are.
+    ///
+    /// # Errors
+    /// A [`RingError`] if the mailbox is not one that this crate understands, or contradicts
+    /// itself.
+    pub fn new(mapping: Arc<Mapping>) -> Result<Self, RingError> {
+        let mailbox = Mailbox::new(mapping)?;
+        let tail = mailbox.tail();
+        if !mailbox.is_position(tail) {
+            return Err(RingError::Tail { tail });
+        }
+        let mut ring = Self {
+            mailbox,
+            head: tail,
+            fetched: tail,
+            published: tail,
+            slots: VecDeque::new(),
+            passed: 0,
+            in_flight: InFlight::default(),
+            abandoned: Rc::default(),
+            spare: Vec::new(),
+            malformed: 0,
+            poison: None,
+        };
+        ring.look()?;
+        Ok(ring)
+    }
+
+    /// Says whether [`next`](Self::next) would find an entry: one load, for polling.
+    #[inline]
+    pub fn has_new(&self) -> bool {
+        self.poison.is_none() && (self.head != self.fetched || self.mailbox.head() != self.fetched)
+    }
+
+    /// Fetches the next entry; `None` if there is no new one.
+    ///
+    /// Call it until it returns `None`, then [`publish`](Self::publish) also if there was nothing
+    /// to complete: entries that need no answer take room too.
+    ///
+    /// A command whose CDB or iovecs point outside the places for them is answered with CHECK
+    /// CONDITION, HARDWARE ERROR at once and only [counted](Self::malformed).
+    ///
+    /// # Errors
+    /// A [`RingError`] if the ring cannot be read any further. It stays: all later calls return
+    /// the same. Commands fetched before can still be completed, save after
+    /// [`RingError::Moved`], when the kernel no longer knows them. To go on after a reset, make a
+    /// new `Ring` once no I/O uses the old commands' segments.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator would borrow the ring"
+    )]
+    #[inline]
+    pub fn next(&mut self) -> Result<Option<Entry>, RingError> {
+        if let Some(error) = self.poison {
+            return Err(error);
+        }
+        self.fetch().inspect_err(|error| self.poison = Some(*error))
+    }
+
+    /// Answers a command. The kernel sees it after [`publish`](Self::publish).
+    ///
+    /// A command of another ring is dropped.
+    pub fn complete(&mut self, mut command: Command, completion: Completion<'_>) {
+        if !command.ticket.is_of(&self.abandoned) {
+            return;
+        }
+        command.ticket.redeem();
+        let (data, bidi_in) = command.take_segments();
+        self.recycle(data);
+        self.recycle(bidi_in);
+        self.answer(&command.ticket, completion);
+    }
+
+    /// Takes back a vector that [`Command::take_segments`] gave out.
+    #[inline]
+    pub fn recycle(&mut self, mut segments: Vec<Segment>) {
+        if segments.capacity() > 0 {
+            segments.clear();
+            self.spare.push(segments);
+        }
+    }
+
+    /// Shows the kernel all that was completed, and answers commands that were dropped.
+    ///
+    /// True if there was anything: the kernel must then be
+    /// [kicked](crate::doorbell::Doorbell::kick). After this the kernel may reuse the completed
+    /// commands' segments, kick or not.
+    #[must_use = "the kernel must be kicked if this is true"]
+    pub fn publish(&mut self) -> bool {
+        self.answer_abandoned();
+        self.pass();
+        let tail = self.slots.front().map_or(self.fetched, |slot| slot.offset);
+        if tail == self.published || self.is_lost() {
+            return false;
+        }
+        if self.mailbox.tail() != self.published {
+            self.poison = Some(self.moved(self.mailbox.head()));
+            return false;
+        }
+        self.mailbox.publish(tail);
+        self.published = tail;
+        true
+    }
+
+    /// How many commands were fetched and not completed yet.
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// How many entries this ring has answered or skipped because they were malformed.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
+    }
+
+    /// Why the ring cannot be read any further, if so.
+    pub fn error(&self) -> Option<RingError> {
+        self.poison
+    }
+
+    /// Whether the kernel takes completions in any order.
+    pub fn out_of_order(&self) -> bool {
+        self.mailbox.offers(abi::FLAG_OUT_OF_ORDER)
+    }
+
+    /// Whether the kernel honours [`Completion::read_len`].
+    pub fn read_len(&self) -> bool {
+        self.mailbox.offers(abi::FLAG_READ_LEN)
+    }
+
+    /// Whether the kernel can send [`TaskManagement`] (`attrib/tmr_notification` switches it on).
+    pub fn task_management(&self) -> bool {
+        self.mailbox.offers(abi::FLAG_TMR)
+    }
+
+    /// The memory that the segments are ranges of.
+    pub fn memory(&self) -> &Arc<Mapping> {
+        self.mailbox.mapping()
+    }
+
+    /// Loads `cmd_head`, and checks that nobody but the kernel moved it, and that only forward.
+    fn look(&mut self) -> Result<(), RingError> {
+        let head = self.mailbox.head();
+        if !self.mailbox.is_position(head) {
+            return Err(RingError::Head { head });
+        }
+        let filled = self.mailbox.distance(self.published, head);
+        let fetched = self.mailbox.distance(self.published, self.fetched);
+        if self.mailbox.tail() != self.published || filled < fetched {
+            return Err(self.moved(head));
+        }
+        self.head = head;
+        Ok(())
+    }
+
+    fn moved(&self, head: u32) -> RingError {
+        RingError::Moved {
+            head,
+            tail: self.mailbox.tail(),
+            fetched: self.fetched,
+            published: self.published,
+        }
+    }
+
+    /// True if head or tail were moved: the kernel no longer knows what was fetched.
+    fn is_lost(&self) -> bool {
+        matches!(self.poison, Some(RingError::Moved { .. }))
+    }
+
+    /// Each turn takes at least eight bytes of the ring, and `look` lets the head pass the
+    /// published tail never, so this ends whatever the ring holds.
+    fn fetch(&mut self) -> Result<Option<Entry>, RingError> {
+        loop {
+            if self.fetched == self.head {
+                self.look()?;
+                if self.fetched == self.head {
+                    return Ok(None);
+                }
+            }
+            let offset = self.fetched;
+            let at = self.mailbox.at(offset);
+            let len_op = self.memory().load_u32(at).expect(CHECKED);
+            let len = len_op & !abi::OP_MASK;
+            let available = if self.head > offset {
+                self.head
+            } else {
+                self.mailbox.size()
+            } - offset;
+            if len == 0 {
+                return Err(RingError::EmptyEntry { offset });
+            }
+            if len > available {
+                return Err(RingError::EntryTooLong {
+                    offset,
+                    len,
+                    available,
+                });
+            }
+            match len_op & abi::OP_MASK {
+                abi::OP_CMD => {
+                    if let Some(command) = self.fetch_command(offset, len)? {
+                        return Ok(Some(Entry::Command(command)));
+                    }
+                }
+                abi::OP_TMR => {
+                    let notice = self.fetch_task_management(offset, len)?;
+                    self.take(offset, len, SlotState::Passable);
+                    match notice {
+                        Some(notice) => return Ok(Some(Entry::TaskManagement(notice))),
+                        None => self.malformed += 1,
+                    }
+                }
+                abi::OP_PAD => self.take(offset, len, SlotState::Passable),
+                _ => {
+                    let flags = at + offset_of!(abi::EntryHeader, uflags);
+                    self.memory()
+                        .store_u8(flags, abi::UFLAG_UNKNOWN_OP)
+                        .expect(CHECKED);
+                    self.take(offset, len, SlotState::Passable);
+                    self.malformed += 1;
+                }
+            }
+        }
+    }
+
+    /// Remembers an entry and steps over it.
+    fn take(&mut self, offset: u32, len: u32, state: SlotState) {
+        self.slots.push_back(Slot { offset, state });
+        self.fetched = self.mailbox.advance(offset, len);
+    }
+
+    /// `None` if the command was malformed and is answered.
+    fn fetch_command(&mut self, offset: u32, len: u32) -> Result<Option<Command>, RingError> {
+        if (len as usize) < size_of::<abi::CommandResponse>() {
+            return Err(RingError::ShortEntry { offset, len });
+        }
+        let at = self.mailbox.at(offset);
+        let mut request = [0; size_of::<abi::CommandRequest>()];
+        self.memory().read(at, &mut request).expect(CHECKED);
+        let id = u16::from_ne_bytes(field(&request, offset_of!(abi::EntryHeader, cmd_id)));
+        if id == 0 {
+            return Err(RingError::NoCommandId { offset });
+        }
+        if !self.in_flight.insert(id) {
+            return Err(RingError::DuplicateCommandId { offset, id });
+        }
+        let entry = self.passed + self.slots.len() as u64;
+        self.take(offset, len, SlotState::Open);
+        let mut ticket = Ticket::new(id, entry, &self.abandoned);
+        match self.parse(at, len as usize, &request) {
+            Ok((cdb, data, bidi_in, data_len)) => Ok(Some(Command {
+                ticket,
+                cdb,
+                data,
+                bidi_in,
+                data_len,
+            })),
+            Err(Malformed) => {
+                self.malformed += 1;
+                ticket.redeem();
+                self.answer(&ticket, INTERNAL_TARGET_FAILURE);
+                Ok(None)
+            }
+        }
+    }
+
+    fn parse(
+        &mut self,
+        at: usize,
+        len: usize,
+        request: &[u8; size_of::<abi::CommandRequest>()],
+    ) -> Result<(Cdb, Vec<Segment>, Vec<Segment>, usize), Malformed> {
+        let count = |offset| u32::from_ne_bytes(field(request, offset)) as usize;
+        let data_count = count(offset_of!(abi::CommandRequest, iov_cnt));
+        let bidi_count = count(offset_of!(abi::CommandRequest, iov_bidi_cnt));
+        let room = (len - size_of::<abi::CommandRequest>()) / size_of::<abi::IoVec>();
+        if data_count + bidi_count > room {
+            return Err(Malformed);
+        }
+
+        let cdb_off = offset_of!(abi::CommandRequest, cdb_off);
+        let cdb_off = u64::from_ne_bytes(field(request, cdb_off)) as usize;
+        let ring = self.mailbox.ring();
+        if !ring.contains(&cdb_off) {
+            return Err(Malformed);
+        }
+        let memory = self.memory();
+        let cdb = Cdb::fetch(ring.end - cdb_off, |from, to| {
+            memory.read(cdb_off + from, to)
+        })?
+        .ok_or(Malformed)?;
+
+        let iovecs = at + size_of::<abi::CommandRequest>();
+        let (data, data_len) = self.segments(iovecs, data_count)?;
+        let iovecs = iovecs + data_count * size_of::<abi::IoVec>();
+        let (bidi_in, _) = self.segments(iovecs, bidi_count)?;
+        Ok((cdb, data, bidi_in, data_len))
+    }
+
+    /// The `count` iovecs at `at`, and how many bytes they are together.
+    fn segments(&mut self, at: usize, count: usize) -> Result<(Vec<Segment>, usize), Malformed> {
+        if count == 0 {
+            return Ok((Vec::new(), 0));
+        }
+        let mut segments = self.spare.pop().unwrap_or_default();
+        let data_area = self.mailbox.ring().end;
+        let memory = self.memory();
+        let mut total = 0_usize;
+        for index in 0..count {
+            let mut iovec = [0; size_of::<abi::IoVec>()];
+            memory.read(at + index * iovec.len(), &mut iovec)?;
+            let offset = u64::from_ne_bytes(field(&iovec, offset_of!(abi::IoVec, base))) as usize;
+            let len = u64::from_ne_bytes(field(&iovec, offset_of!(abi::IoVec, len))) as usize;
+            memory.check(offset, len)?;
+            total = total.checked_add(len).ok_or(Malformed)?;
+            if offset < data_area {
+                return Err(Malformed);
+            }
+            segments.push(Segment { offset, len });
+        }
+        Ok((segments, total))
+    }
+
+    /// `None` if the notice does not have the ids that it announces.
+    fn fetch_task_management(
+        &self,
+        offset: u32,
+        len: u32,
+    ) -> Result<Option<TaskManagement>, RingError> {
+        let room = (len as usize)
+            .checked_sub(size_of::<abi::TmrEntry>())
+            .ok_or(RingError::ShortEntry { offset, len })?;
+        let at = self.mailbox.at(offset);
+        let mut entry = [0; size_of::<abi::TmrEntry>()];
+        self.memory().read(at, &mut entry).expect(CHECKED);
+        let count = u32::from_ne_bytes(field(&entry, offset_of!(abi::TmrEntry, cmd_cnt))) as usize;
+        if count > room / size_of::<u16>() {
+            return Ok(None);
+        }
+        let mut ids = vec![0; count * size_of::<u16>()];
+        self.memory()
+            .read(at + entry.len(), &mut ids)
+            .expect(CHECKED);
+        Ok(Some(TaskManagement {
+            kind: entry[offset_of!(abi::TmrEntry, tmr_type)].into(),
+            commands: ids
+                .chunks_exact(size_of::<u16>())
+                .map(|id| u16::from_ne_bytes([id[0], id[1]]))
+                .collect(),
+        }))
+    }
+
+    fn answer_abandoned(&mut self) {
+        loop {
+            let ticket = self.abandoned.borrow_mut().pop();
+            match ticket {
+                Some(ticket) => self.answer(&ticket, INTERNAL_TARGET_FAILURE),
+                None => return,
+            }
+        }
+    }
+
+    /// Writes a response into the entry that is due, and steps over it if it is the oldest.
+    fn answer(&mut self, ticket: &Ticket, completion: Completion<'_>) {
+        self.in_flight.remove(ticket.id);
+        if self.is_lost() {
+            return;
+        }
+        let index = if self.out_of_order() {
+            self.pass();
+            0
+        } else {
+            (ticket.entry - self.passed) as usize
+        };
+        let slot = &mut self.slots[index];
+        slot.state = SlotState::Passable;
+        let at = self.mailbox.at(slot.offset);
+        self.respond(at, ticket.id, completion).expect(CHECKED);
+        self.pass();
+    }
+
+    fn respond(&self, at: usize, id: u16, completion: Completion<'_>) -> Result<(), OutOfBounds> {
+        let memory = self.memory();
+        let read_len = completion.read_len.filter(|_| self.read_len()).unwrap_or(0);
+        let flags = if read_len == 0 {
+            0
+        } else {
+            abi::UFLAG_READ_LEN
+        };
+        memory.store_u16(at + offset_of!(abi::EntryHeader, cmd_id), id)?;
+        memory.store_u8(at + offset_of!(abi::EntryHeader, uflags), flags)?;
+        memory.store_u8(
+            at + offset_of!(abi::CommandResponse, scsi_status),
+            completion.status,
+        )?;
+        memory.store_u32(at + offset_of!(abi::CommandResponse, read_len), read_len)?;
+        if completion.status == CHECK_CONDITION {
+            // The kernel passes on all of it, and the request still lies below.
+            let mut sense = [0; abi::SENSE_LEN];
+            let len = completion.sense.len().min(sense.len());
+            sense[..len].copy_from_slice(&completion.sense[..len]);
+            memory.write(at + offset_of!(abi::CommandResponse, sense), &sense)?;
+        }
+        Ok(())
+    }
+
+    /// Steps over the oldest entries as far as they need nothing more.
+    fn pass(&mut self) {
+        while self
+            .slots
+            .front()
+            .is_some_and(|slot| slot.state == SlotState::Passable)
+        {
+            self.slots.pop_front();
+            self.passed += 1;
+        }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("fetched", &self.fetched)
+            .field("published", &self.published)
+            .field("in_flight", &self.in_flight())
+            .field("error", &self.poison)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A command that cannot be executed as it stands.
+struct Malformed;
+
+impl From<OutOfBounds> for Malformed {
+    fn from(_: OutOfBounds) -> Self {
+        Self
+    }
+}
+
+/// The bytes of a structure's field.
+fn field<const N: usize>(structure: &[u8], offset: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&structure[offset..offset + N]);
+    bytes
+}
