@@ -2,6 +2,10 @@
 //!
 //! Everything here is plain and slow, and runs anywhere.
 
+mod model;
+
+pub use model::{Disk, Step, steps};
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -12,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+
+use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::{Engine, File, Io, Memory, Operation, OwnedBuffer, Segment, Ticket};
 
@@ -87,6 +93,27 @@ pub fn contents(buffer: &OwnedBuffer) -> Vec<u8> {
     bytes
 }
 
+/// Bytes at an address that direct I/O takes.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    const ALIGN: usize = 4096;
+
+    fn new(len: usize) -> Self {
+        let bytes = vec![0; len + Self::ALIGN];
+        let start = bytes.as_ptr().align_offset(Self::ALIGN);
+        Self { bytes, start, len }
+    }
+
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
 /// Does every operation at once, on the calling thread, through a copy.
 #[derive(Debug, Default)]
 pub struct PlainEngine {
@@ -107,9 +134,9 @@ impl PlainEngine {
                 buffer,
                 offset,
             } => {
-                let mut bytes = vec![0; buffer.len()];
-                let count = file(from)?.read_at(&mut bytes, offset)?;
-                buffer.copy_from(0, &bytes[..count]);
+                let mut bytes = Aligned::new(buffer.len());
+                let count = file(from)?.read_at(bytes.as_mut(), offset)?;
+                buffer.copy_from(0, &bytes.as_mut()[..count]);
                 Ok(count as u32)
             }
             Operation::Write {
@@ -118,17 +145,21 @@ impl PlainEngine {
                 offset,
                 durable,
             } => {
-                let mut bytes = vec![0; buffer.len()];
-                buffer.copy_to(0, &mut bytes);
+                let mut bytes = Aligned::new(buffer.len());
+                buffer.copy_to(0, bytes.as_mut());
                 let to = file(to)?;
-                let count = to.write_at(&bytes, offset)?;
+                let count = to.write_at(bytes.as_mut(), offset)?;
                 if durable {
                     to.sync_data()?;
                 }
                 Ok(count as u32)
             }
             Operation::Sync { file: of } => file(of)?.sync_data().map(|()| 0),
-            Operation::Allocate { .. } => Err(io::ErrorKind::Unsupported.into()),
+            Operation::Allocate { file, mode, extent } => {
+                let mode = FallocateFlags::from_bits_retain(mode as u32);
+                fallocate(file, mode, extent.offset, extent.len)?;
+                Ok(0)
+            }
         }
     }
 }
