@@ -1,0 +1,231 @@
+//! One disk in memory.
+
+use std::cell::{Cell, RefCell};
+
+use tcmu_handler::{
+    Backstore, Buffer, Capabilities, Error, ErrorKind, Extent, Io, Result, Unmap, WriteFlags,
+    ZeroFlags,
+};
+
+use crate::chunks::{CHUNK, Chunks};
+
+/// A sparse disk in memory. Each request is done as a whole before the next begins.
+#[derive(Debug)]
+pub struct Ram {
+    chunks: RefCell<Chunks>,
+    size: Cell<u64>,
+    read_only: bool,
+}
+
+impl Ram {
+    /// A disk of `size` bytes, all zero.
+    pub fn new(size: u64, read_only: bool) -> Self {
+        Self {
+            chunks: RefCell::default(),
+            size: Cell::new(size),
+            read_only,
+        }
+    }
+
+    /// Refuses what would take memory beyond the disk's size.
+    fn within(&self, extent: Extent) -> Result<()> {
+        if extent.end() <= self.size.get() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!(
+                "{} bytes at {} reach beyond the disk's {} bytes",
+                extent.len,
+                extent.offset,
+                self.size.get()
+            ),
+        ))
+    }
+
+    /// Refuses changes of a read-only disk.
+    fn changing(&self, extent: Extent) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "the disk is read-only"));
+        }
+        self.within(extent)
+    }
+}
+
+impl Backstore for Ram {
+    fn capabilities(&self) -> Capabilities {
+        let writable = !self.read_only;
+        Capabilities {
+            read_only: self.read_only,
+            unmap: writable.then_some(Unmap {
+                granularity: CHUNK,
+                reads_zeroes: true,
+            }),
+            write_zeroes: writable,
+            ..Capabilities::new(self.size.get())
+        }
+    }
+
+    async fn read(&self, _io: &Io, buffer: Buffer<'_>, offset: u64) -> Result<()> {
+        let len = buffer.len() as u64;
+        self.within(Extent { offset, len })?;
+        self.chunks.borrow().load(buffer, offset);
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        _io: &Io,
+        buffer: Buffer<'_>,
+        offset: u64,
+        _flags: WriteFlags,
+    ) -> Result<()> {
+        let len = buffer.len() as u64;
+        self.changing(Extent { offset, len })?;
+        self.chunks
+            .borrow_mut()
+            .store(buffer, offset)
+            .map_err(|source| {
+                Error::new(ErrorKind::NoSpace, "no memory left to write to").with_source(source)
+            })
+    }
+
+    async fn unmap(&self, _io: &Io, extent: Extent) -> Result<()> {
+        self.changing(extent)?;
+        self.chunks.borrow_mut().clear(extent);
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, io: &Io, extent: Extent, _flags: ZeroFlags) -> Result<()> {
+        self.unmap(io, extent).await
+    }
+
+    async fn resize(&self, _io: &Io, size: u64) -> Result<()> {
+        let beyond = Extent {
+            offset: size,
+            len: u64::MAX - size,
+        };
+        self.chunks.borrow_mut().clear(beyond);
+        self.size.set(size);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tcmu_handler::testing::{Disk, block_on, buffer, contents, io, scattered, steps};
+    use tcmu_handler::{Handler, OpenRequest};
+
+    use super::*;
+    use crate::RamHandler;
+
+    const BLOCK: u32 = 4096;
+    const BLOCKS: u64 = 5 * CHUNK / BLOCK as u64 - 1;
+
+    fn open(config: &str, size: u64) -> Result<Ram> {
+        RamHandler.open(&OpenRequest {
+            config: config.parse()?,
+            size,
+            block_size: BLOCK,
+        })
+    }
+
+    fn write(ram: &Ram, byte: u8, len: u64, offset: u64) -> Result<()> {
+        let bytes = scattered(&vec![byte; len as usize], 1536);
+        block_on(ram.write(&io(), bytes.view(), offset, WriteFlags::default()))
+    }
+
+    fn read(ram: &Ram, len: u64, offset: u64) -> Result<Vec<u8>> {
+        let bytes = buffer(len as usize);
+        bytes.view().fill(9);
+        block_on(ram.read(&io(), bytes.view(), offset))?;
+        Ok(contents(&bytes))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn is_a_disk(steps in steps(BLOCKS, 40)) {
+            let ram = open("", BLOCKS * u64::from(BLOCK)).unwrap();
+            Disk::new(BLOCKS, BLOCK).run(&ram, &steps);
+        }
+    }
+
+    #[test]
+    fn takes_memory_for_what_is_written_only() {
+        let ram = open("test", u64::MAX - 4095).unwrap();
+        write(&ram, 1, 4096, 1 << 60).unwrap();
+        write(&ram, 2, 2 * CHUNK, CHUNK / 2).unwrap();
+        assert_eq!(read(&ram, 4096, 1 << 61).unwrap(), [0; 4096]);
+        assert_eq!(ram.chunks.borrow().count(), 4);
+    }
+
+    #[test]
+    fn unmapping_gives_whole_chunks_back() {
+        let ram = open("", u64::MAX - 4095).unwrap();
+        write(&ram, 1, 4 * CHUNK, 0).unwrap();
+        write(&ram, 1, CHUNK, 1 << 60).unwrap();
+        let extent = Extent {
+            offset: CHUNK - 4096,
+            len: 2 * CHUNK,
+        };
+        block_on(ram.unmap(&io(), extent)).unwrap();
+        assert_eq!(ram.chunks.borrow().count(), 4);
+        let extent = Extent {
+            offset: 0,
+            len: 1 << 60,
+        };
+        block_on(ram.unmap(&io(), extent)).unwrap();
+        assert_eq!(ram.chunks.borrow().count(), 1);
+        assert_eq!(read(&ram, 4096, 1 << 60).unwrap(), [1; 4096]);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_end_stays_out() {
+        let ram = open("", 2 * CHUNK).unwrap();
+        for result in [
+            write(&ram, 1, 4096, 2 * CHUNK),
+            write(&ram, 1, 4096, u64::MAX - 4095),
+            read(&ram, 8192, 2 * CHUNK - 4096).map(drop),
+        ] {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::OutOfRange);
+        }
+        assert_eq!(ram.chunks.borrow().count(), 0);
+    }
+
+    #[test]
+    fn a_disk_that_shrank_grows_with_zeroes() {
+        let ram = open("", 4 * CHUNK).unwrap();
+        write(&ram, 1, 4 * CHUNK, 0).unwrap();
+        block_on(ram.resize(&io(), CHUNK + 4096)).unwrap();
+        assert_eq!(ram.chunks.borrow().count(), 2);
+        block_on(ram.resize(&io(), 4 * CHUNK)).unwrap();
+        assert_eq!(ram.capabilities().size, 4 * CHUNK);
+        assert_eq!(read(&ram, 4096, CHUNK).unwrap(), [1; 4096]);
+        assert_eq!(read(&ram, 4096, CHUNK + 4096).unwrap(), [0; 4096]);
+        assert_eq!(read(&ram, CHUNK, 3 * CHUNK).unwrap(), [0; CHUNK as usize]);
+    }
+
+    #[test]
+    fn a_read_only_disk_claims_and_takes_no_change() {
+        let ram = open(";readonly=on", CHUNK).unwrap();
+        let capabilities = ram.capabilities();
+        assert!(capabilities.read_only);
+        assert_eq!(capabilities.unmap, None);
+        assert!(!capabilities.write_zeroes);
+        let error = write(&ram, 1, 4096, 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnly);
+        assert_eq!(read(&ram, 4096, 0).unwrap(), [0; 4096]);
+    }
+
+    #[test]
+    fn refuses_options_that_it_does_not_have() {
+        for config in [";size=3", ";readonly=maybe"] {
+            let error = open(config, CHUNK).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+            assert!(RamHandler.check(&config.parse().unwrap()).is_err());
+        }
+    }
+}
