@@ -1,2 +1,37 @@
 //! Boots a real kernel and runs a program in it.
+//!
+//! TCMU needs a kernel with `target_core_user`, and most development machines have none. This crate
+//! boots one as a process ([`Kernel`] lists the kinds), runs one program in it, relays what it
+//! prints, brings back how it ended and what it left in a results folder, and always ends: the
+//! guest has a watchdog, the host a deadline, and a guest dies with the process that started it.
+//!
+//! In the guest, the whole tree of the host is there at the same paths, so any program of the host
+//! can be run. What the guest writes stays in its memory and is gone with it, except in the results
+//! folder. `/run` and `/dev/shm` are tmpfs: the place for images. Modules for LIO, its fabrics and
+//! SCSI disks are loaded, configfs is mounted, the loopback network is up.
+//!
+//! The guest's pid 1 is the executable that uses this crate: its `main()` must call [`enter`] first.
+//! [`Guest`] has an example.
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod built;
+mod cache;
+mod console;
+mod debian_image;
+mod error;
+mod guard;
+mod guest;
+mod guest_root;
+mod host;
+mod init;
+mod kernel;
+mod launch;
+mod protocol;
+mod qemu;
+mod uml;
+
+pub use error::Error;
+pub use guest::{End, Guest, Outcome};
+pub use init::enter;
+pub use kernel::{KERNEL_VAR, Kernel};
