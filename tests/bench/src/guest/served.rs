@@ -1,0 +1,261 @@
+//! Each candidate brought to life: its daemon, its LUN, its block device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::lio;
+use super::process::{Daemon, bounded, output, wait_for};
+use crate::plan::{Candidate, HW_MAX_SECTORS, Plan};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The daemons and block devices of a guest.
+#[derive(Debug)]
+pub(super) struct Bench<'a> {
+    plan: &'a Plan,
+    /// The tmpfs with the image and the daemons' logs.
+    folder: &'a Path,
+    image: PathBuf,
+    bus: Option<Daemon>,
+    peer: Option<Daemon>,
+    ours: Option<Daemon>,
+}
+
+impl<'a> Bench<'a> {
+    /// A bench whose candidates all serve `image`; logs and sockets go to `folder`.
+    #[must_use]
+    pub(super) fn new(plan: &'a Plan, folder: &'a Path, image: PathBuf) -> Self {
+        Self {
+            plan,
+            folder,
+            image,
+            bus: None,
+            peer: None,
+            ours: None,
+        }
+    }
+
+    /// Sets a candidate up and returns its block device.
+    ///
+    /// # Errors
+    /// Whatever keeps it from serving.
+    pub(super) fn serve(&mut self, candidate: Candidate) -> Result<PathBuf> {
+        let device = match candidate {
+            Candidate::TcmuRunner => self.serve_peer()?,
+            Candidate::Fileio => self.serve_fileio()?,
+            Candidate::Nullio => self.serve_nullio()?,
+            Candidate::Loop => self.serve_loop()?,
+            Candidate::File => self.serve_ours("file", true)?,
+            Candidate::Null => self.serve_ours("null", false)?,
+        };
+        lio::same_queue(&device)?;
+        Ok(device)
+    }
+
+    /// The process that serves a candidate.
+    #[must_use]
+    pub(super) fn daemon(&self, candidate: Candidate) -> Option<u32> {
+        match candidate {
+            Candidate::TcmuRunner => self.peer.as_ref(),
+            Candidate::File | Candidate::Null => self.ours.as_ref(),
+            Candidate::Fileio | Candidate::Nullio | Candidate::Loop => None,
+        }
+        .map(Daemon::pid)
+    }
+
+    /// Whether the candidate's daemon still runs.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(super) fn check_alive(&mut self, candidate: Candidate) -> Result<()> {
+        let daemon = match candidate {
+            Candidate::TcmuRunner => self.peer.as_mut(),
+            Candidate::File | Candidate::Null => self.ours.as_mut(),
+            Candidate::Fileio | Candidate::Nullio | Candidate::Loop => None,
+        };
+        daemon.map_or(Ok(()), Daemon::check_alive)
+    }
+
+    /// Asks our daemon to end, so that its closing lines reach its log.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(super) fn stop_ours(&mut self) -> Result<()> {
+        self.ours.take().map_or(Ok(()), Daemon::stop)
+    }
+
+    fn size(&self) -> u64 {
+        self.plan.image_mib << 20
+    }
+
+    fn serve_fileio(&self) -> Result<PathBuf> {
+        let backstore = lio::backstore(
+            "fileio_0",
+            "bench",
+            &[format!(
+                "fd_dev_name={},fd_dev_size={},fd_buffered_io=1",
+                self.image.display(),
+                self.size()
+            )],
+        )?;
+        fs::write(backstore.join("attrib/emulate_write_cache"), "1")
+            .context("switching the write cache on")?;
+        lio::expose(&backstore, "naa.5001405000000001")
+    }
+
+    fn serve_nullio(&self) -> Result<PathBuf> {
+        let pages = self.size() / rustix::param::page_size() as u64;
+        let backstore = lio::backstore(
+            "rd_mcp_0",
+            "bench",
+            &[format!("rd_pages={pages},rd_nullio=1")],
+        )?;
+        lio::expose(&backstore, "naa.5001405000000002")
+    }
+
+    fn serve_loop(&self) -> Result<PathBuf> {
+        let device = output(
+            Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(&self.image),
+            LIMIT,
+        )?;
+        Ok(PathBuf::from(device.trim()))
+    }
+
+    fn serve_peer(&mut self) -> Result<PathBuf> {
+        self.start_peer()?;
+        let backstore = lio::backstore(
+            "user_0",
+            "bench-peer",
+            &[
+                format!("dev_config=qcow/{}", self.image.display()),
+                format!("dev_size={}", self.size()),
+                "hw_block_size=512".to_owned(),
+                format!("hw_max_sectors={HW_MAX_SECTORS}"),
+            ],
+        )?;
+        lio::expose(&backstore, "naa.5001405000000003")
+    }
+
+    /// Starts Debian's tcmu-runner with a system bus of its own, and waits until it owns its name
+    /// there: only then does it answer the kernel.
+    fn start_peer(&mut self) -> Result<()> {
+        let peer = self.plan.peer.as_ref().context("not fetched")?;
+        let release = rustix::system::uname();
+        let modules = Path::new("/lib/modules").join(release.release().to_string_lossy().as_ref());
+        if !modules.join("modules.builtin").exists() {
+            bail!(
+                "it does not start without {}/modules.builtin",
+                modules.display()
+            );
+        }
+
+        // It refuses to start without its configuration file. The guest's root is an overlay: the
+        // host's /etc is not touched.
+        fs::create_dir_all("/etc/tcmu").context("/etc/tcmu")?;
+        fs::copy(peer.root.join("etc/tcmu/tcmu.conf"), "/etc/tcmu/tcmu.conf")
+            .context("tcmu-runner's configuration")?;
+
+        let socket = self.folder.join("bus");
+        let address = format!("unix:path={}", socket.display());
+        let config = self.folder.join("bus.conf");
+        fs::write(&config, bus_config(&address)).context("the bus's configuration")?;
+        let mut command = Command::new("dbus-daemon");
+        command.args(["--nofork", "--config-file"]).arg(&config);
+        self.bus = Some(Daemon::start("dbus-daemon", &mut command, self.folder)?);
+        wait_for("the bus's socket", LIMIT, || {
+            Ok(socket.exists().then_some(()))
+        })?;
+
+        let libraries = peer.library_path()?;
+        let mut command = Command::new(peer.root.join("usr/bin/tcmu-runner"));
+        command
+            .env("LD_LIBRARY_PATH", &libraries)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", &address)
+            .arg("--handler-path")
+            .arg(peer.handlers())
+            .arg("--tcmu-log-dir")
+            .arg(self.folder);
+        let mut daemon = Daemon::start("tcmu-runner-c", &mut command, self.folder)?;
+        let ready = wait_for("tcmu-runner on its bus", LIMIT, || {
+            let said = output(
+                Command::new("dbus-send").args([
+                    &format!("--bus={address}"),
+                    "--print-reply=literal",
+                    "--dest=org.freedesktop.DBus",
+                    "/org/freedesktop/DBus",
+                    "org.freedesktop.DBus.NameHasOwner",
+                    "string:org.kernel.TCMUService1",
+                ]),
+                LIMIT,
+            )?;
+            Ok(said.contains("true").then_some(()))
+        });
+        daemon.check_alive()?;
+        ready.with_context(|| daemon.last_words())?;
+        self.peer = Some(daemon);
+        Ok(())
+    }
+
+    fn serve_ours(&mut self, handler: &str, on_image: bool) -> Result<PathBuf> {
+        let programs = self.plan.ours.as_ref().context("not built")?;
+        if self.ours.is_none() {
+            let mut command = Command::new(programs.join("tcmu-runner"));
+            command.args(["--no-dbus", "--log-level", "info"]);
+            self.ours = Some(Daemon::start("tcmu-runner", &mut command, self.folder)?);
+        }
+        let daemon = self.ours.as_mut().context("just started")?;
+        let mut command = Command::new(programs.join("tcmuctl"));
+        command
+            .arg("create")
+            .arg(format!("bench-{handler}"))
+            .args(["--handler", handler, "--loopback", "--size"])
+            .arg((self.plan.image_mib << 20).to_string());
+        if on_image {
+            command.arg("--config").arg(&self.image);
+        }
+        let said = bounded("tcmuctl create", LIMIT, move || {
+            // It refuses while the daemon is not yet listening.
+            wait_for("create", LIMIT / 3, || {
+                output(&mut command, LIMIT / 2).map(Some)
+            })
+        });
+        daemon.check_alive()?;
+        let said = said.with_context(|| daemon.last_words())?;
+        said.split_ascii_whitespace()
+            .find(|word| word.starts_with("/dev/"))
+            .map(PathBuf::from)
+            .with_context(|| format!("tcmuctl names no block device: {said:?}"))
+    }
+}
+
+/// A bus on which everybody may do everything: it lives in the guest only.
+fn bus_config(address: &str) -> String {
+    format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>{address}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+  </policy>
+</busconfig>
+"#
+    )
+}

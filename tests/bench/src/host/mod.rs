@@ -1,0 +1,100 @@
+//! The host's side: boots the guest and gathers its report.
+
+pub mod peers;
+
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tcmu_rig::{Guest, Kernel};
+
+use crate::plan::Plan;
+use crate::record::{Machine, Record};
+
+/// The guest's CPUs: one for fio, one for the daemon.
+const CPUS: u32 = 2;
+
+/// What the guest has beside the image.
+const MEMORY_MIB: u64 = 1024;
+
+/// Boots `kernel` and measures `plan` in it; the guest's lines and logs go to `results`.
+///
+/// # Errors
+/// A guest that cannot be started. One that dies midway yields an incomplete record.
+pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
+    for (program, package) in [
+        ("fio", "fio"),
+        ("dbus-daemon", "dbus"),
+        ("taskset", "util-linux"),
+    ] {
+        if !is_there(program) {
+            bail!("{program} is missing: apt-get install {package}");
+        }
+    }
+    fs::create_dir_all(results).with_context(|| results.display().to_string())?;
+    let results = results.canonicalize().context("the results folder")?;
+    let plan_file = results.join("plan.json");
+    let lines = results.join("lines.jsonl");
+    let text = serde_json::to_string_pretty(plan).context("the plan")?;
+    fs::write(&plan_file, text).context("the plan")?;
+    // Lines of an earlier guest must not count as this one's.
+    if lines.exists() {
+        fs::remove_file(&lines).context("the lines of an earlier run")?;
+    }
+
+    let outcome = Guest::builder(std::env::current_exe().context("this program's path")?)
+        .arg("guest")
+        .arg(plan_file.display().to_string())
+        .arg(lines.display().to_string())
+        .kernel(kernel)
+        .cpus(CPUS)
+        .memory_mb(
+            u32::try_from(MEMORY_MIB + 2 * plan.image_mib).context("the image is too large")?,
+        )
+        .timeout(time_limit(plan))
+        .results_dir(&results)
+        .on_line(|line| println!("{line}"))
+        .run()?;
+    println!("guest: {outcome}");
+    for complaint in &outcome.kernel_complaints {
+        println!("the guest's kernel said: {complaint}");
+    }
+    let machine = Machine {
+        processor: processor(),
+        host_kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        rig_kernel: kernel.to_string(),
+        ..Machine::default()
+    };
+    let file = File::open(&lines).with_context(|| format!("the guest left no lines: {outcome}"))?;
+    Record::gather(machine, plan.clone(), BufReader::new(file))
+}
+
+/// Ample time for all runs: the start of fio alone takes seconds in a slow guest.
+fn time_limit(plan: &Plan) -> Duration {
+    let live = &plan.candidates;
+    let runs: usize = (0..plan.rounds)
+        .map(|round| plan.round(round, live).len())
+        .sum();
+    let run = Duration::from_millis(plan.runtime_ms) + Duration::from_secs(15);
+    run * u32::try_from(runs).unwrap_or(u32::MAX) + Duration::from_secs(900)
+}
+
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("an unnamed processor", |(_, name)| name.trim());
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{model} ({cpus} CPUs)")
+}

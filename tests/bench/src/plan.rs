@@ -1,0 +1,403 @@
+//! What is measured: candidates, placements and jobs, as the host hands them to the guest.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// The CPU that fio is bound to in every placement but [`Placement::AllFree`].
+pub const FIO_CPU: usize = 1;
+
+/// `hw_max_sectors` of every user backstore, in 512-byte sectors (4 MiB per command).
+pub const HW_MAX_SECTORS: u32 = 8192;
+
+/// One thing that serves a block device.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Candidate {
+    /// Debian's C tcmu-runner, its qcow handler on a raw file.
+    TcmuRunner,
+    /// LIO's own file backstore, buffered, write cache on (what targetcli sets up).
+    Fileio,
+    /// LIO's RAM disk without its copy: the limit of the fabric.
+    Nullio,
+    /// The kernel's loop device: no SCSI at all.
+    Loop,
+    /// Our runner with its `file` handler.
+    File,
+    /// Our runner with its `null` handler: the limit of the protocol.
+    Null,
+}
+
+impl Candidate {
+    /// Every candidate, in the order of the report's rows.
+    pub const ALL: [Self; 6] = [
+        Self::File,
+        Self::Null,
+        Self::TcmuRunner,
+        Self::Fileio,
+        Self::Nullio,
+        Self::Loop,
+    ];
+
+    /// Whether a user-space process serves it (and can be bound to a CPU).
+    #[must_use]
+    pub fn has_daemon(self) -> bool {
+        matches!(self, Self::TcmuRunner | Self::File | Self::Null)
+    }
+
+    /// Whether it is served by this project's runner.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::File | Self::Null)
+    }
+
+    /// The placements that make a difference for it.
+    #[must_use]
+    pub fn placements(self) -> &'static [Placement] {
+        if self.has_daemon() {
+            &[
+                Placement::DaemonFree,
+                Placement::DaemonOn0,
+                Placement::DaemonOn1,
+                Placement::AllFree,
+            ]
+        } else {
+            &[Placement::DaemonFree, Placement::AllFree]
+        }
+    }
+
+    /// The name of the report's rows.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::File => "ours, file",
+            Self::Null => "ours, null",
+            Self::TcmuRunner => "tcmu-runner (C), qcow on raw",
+            Self::Fileio => "LIO fileio",
+            Self::Nullio => "LIO rd_mcp nullio",
+            Self::Loop => "loop device",
+        }
+    }
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TcmuRunner => "tcmu-runner",
+            Self::Fileio => "fileio",
+            Self::Nullio => "nullio",
+            Self::Loop => "loop",
+            Self::File => "file",
+            Self::Null => "null",
+        })
+    }
+}
+
+/// Where fio and the daemon may run. In-kernel targets have no daemon: the kernel runs their work
+/// on the submitting CPU or wherever it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// fio on its CPU, the daemon on any.
+    DaemonFree,
+    /// fio on its CPU, the daemon on CPU 0.
+    DaemonOn0,
+    /// fio and the daemon on CPU 1.
+    DaemonOn1,
+    /// Neither is bound.
+    AllFree,
+}
+
+impl Placement {
+    /// The CPU fio is bound to.
+    #[must_use]
+    pub fn fio_cpu(self) -> Option<usize> {
+        (self != Self::AllFree).then_some(FIO_CPU)
+    }
+
+    /// The CPU the daemon is bound to.
+    #[must_use]
+    pub fn daemon_cpu(self) -> Option<usize> {
+        match self {
+            Self::DaemonOn0 => Some(0),
+            Self::DaemonOn1 => Some(1),
+            Self::DaemonFree | Self::AllFree => None,
+        }
+    }
+
+    /// How the report names it for `candidate`.
+    #[must_use]
+    pub fn title(self, candidate: Candidate) -> &'static str {
+        match (self, candidate.has_daemon()) {
+            (Self::DaemonFree, true) => "daemon unpinned",
+            (Self::DaemonFree, false) => "fio on 1",
+            (Self::DaemonOn0, _) => "daemon on 0",
+            (Self::DaemonOn1, _) => "daemon on 1",
+            (Self::AllFree, _) => "all unpinned",
+        }
+    }
+}
+
+/// fio's access pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pattern {
+    /// Random reads.
+    RandRead,
+    /// Random writes.
+    RandWrite,
+    /// Sequential reads.
+    Read,
+    /// Sequential writes.
+    Write,
+}
+
+impl Pattern {
+    /// Every pattern.
+    pub const ALL: [Self; 4] = [Self::RandRead, Self::RandWrite, Self::Read, Self::Write];
+
+    /// fio's own word for it (`rw=`).
+    #[must_use]
+    pub fn fio(self) -> &'static str {
+        match self {
+            Self::RandRead => "randread",
+            Self::RandWrite => "randwrite",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+
+    /// Whether it reads.
+    #[must_use]
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::RandRead | Self::Read)
+    }
+
+    /// Whether it is random.
+    #[must_use]
+    pub fn is_random(self) -> bool {
+        matches!(self, Self::RandRead | Self::RandWrite)
+    }
+}
+
+/// One fio job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Job {
+    /// Bytes per request, in KiB.
+    pub block_kib: u32,
+    /// Requests in flight.
+    pub depth: u32,
+    /// The access pattern.
+    pub pattern: Pattern,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = if self.block_kib % 1024 == 0 {
+            format!("{}M", self.block_kib / 1024)
+        } else {
+            format!("{}k", self.block_kib)
+        };
+        write!(f, "{size} {} qd{}", self.pattern.fio(), self.depth)
+    }
+}
+
+/// Block size in KiB and depth of the jobs.
+const SHAPES: [(u32, u32); 5] = [(4, 1), (4, 32), (64, 16), (128, 16), (1024, 8)];
+
+/// A named choice of jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobSet {
+    /// Every shape, random and sequential, read and write.
+    All,
+    /// The random jobs of the shapes that have a target.
+    Targets,
+    /// Three jobs: enough to see that everything works.
+    Few,
+}
+
+impl JobSet {
+    /// The jobs of the set.
+    #[must_use]
+    pub fn jobs(self) -> Vec<Job> {
+        let all = SHAPES.into_iter().flat_map(|(block_kib, depth)| {
+            Pattern::ALL.map(|pattern| Job {
+                block_kib,
+                depth,
+                pattern,
+            })
+        });
+        match self {
+            Self::All => all.collect(),
+            Self::Targets => all
+                .filter(|job| job.pattern.is_random() && job.block_kib != 64)
+                .collect(),
+            Self::Few => all
+                .filter(|job| {
+                    matches!(
+                        (job.block_kib, job.depth, job.pattern),
+                        (4, _, Pattern::RandRead) | (128, _, Pattern::RandWrite)
+                    )
+                })
+                .collect(),
+        }
+    }
+}
+
+/// One fio run: who serves, where, and what is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Run {
+    /// Who serves.
+    pub candidate: Candidate,
+    /// Where fio and the daemon run.
+    pub placement: Placement,
+    /// What fio does.
+    pub job: Job,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            candidate,
+            placement,
+            job,
+        } = self;
+        write!(f, "{job}, {candidate}, {}", placement.title(*candidate))
+    }
+}
+
+/// Everything the guest has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Who is measured.
+    pub candidates: Vec<Candidate>,
+    /// What fio does.
+    pub jobs: Vec<Job>,
+    /// How often everything is measured.
+    pub rounds: u32,
+    /// How long fio runs each time, in milliseconds.
+    pub runtime_ms: u64,
+    /// The size of the image that all candidates serve, in MiB.
+    pub image_mib: u64,
+    /// Debian's tcmu-runner, unpacked, with its version.
+    pub peer: Option<Peer>,
+    /// The folder of our `tcmu-runner` and `tcmuctl`.
+    pub ours: Option<PathBuf>,
+}
+
+/// An unpacked Debian tcmu-runner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The Debian package's version.
+    pub version: String,
+    /// The folder that the packages were unpacked into.
+    pub root: PathBuf,
+}
+
+impl Plan {
+    /// The runs of one round: for each job all candidates in turn. Each round starts with another
+    /// candidate, so that none always follows the same neighbour's leavings.
+    #[must_use]
+    pub fn round(&self, round: u32, live: &[Candidate]) -> Vec<Run> {
+        let mut runs = Vec::new();
+        for &job in &self.jobs {
+            let mut turn: Vec<Run> = live
+                .iter()
+                .flat_map(|&candidate| {
+                    candidate.placements().iter().map(move |&placement| Run {
+                        candidate,
+                        placement,
+                        job,
+                    })
+                })
+                .collect();
+            if !turn.is_empty() {
+                // A step that shares no factor with small counts spreads the starting points.
+                let shift = (round as usize * 5) % turn.len();
+                turn.rotate_left(shift);
+            }
+            runs.extend(turn);
+        }
+        runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            candidates: Candidate::ALL.to_vec(),
+            jobs: JobSet::Few.jobs(),
+            rounds: 2,
+            runtime_ms: 100,
+            image_mib: 64,
+            peer: None,
+            ours: None,
+        }
+    }
+
+    #[test]
+    fn job_sets_hold_what_they_say() {
+        assert_eq!(JobSet::All.jobs().len(), 20);
+        let targets = JobSet::Targets.jobs();
+        assert_eq!(targets.len(), 8);
+        assert!(targets.iter().all(|job| job.pattern.is_random()));
+        let names: Vec<String> = JobSet::Few.jobs().iter().map(Job::to_string).collect();
+        assert_eq!(
+            names,
+            ["4k randread qd1", "4k randread qd32", "128k randwrite qd16"]
+        );
+        let large = Job {
+            block_kib: 1024,
+            depth: 8,
+            pattern: Pattern::Write,
+        };
+        assert_eq!(large.to_string(), "1M write qd8");
+    }
+
+    #[test]
+    fn a_round_runs_everything_once_and_interleaves_candidates() {
+        let plan = plan();
+        let first = plan.round(0, &plan.candidates);
+        let mut unique = first.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), first.len());
+        assert_eq!(first.len(), 3 * (3 * 4 + 3 * 2));
+        assert!(first[..18].iter().all(|run| run.job == plan.jobs[0]));
+
+        let mut second = plan.round(1, &plan.candidates);
+        assert_ne!(second, first, "rounds start elsewhere");
+        second.sort();
+        assert_eq!(second, unique);
+    }
+
+    #[test]
+    fn a_round_leaves_failed_candidates_out() {
+        let plan = plan();
+        let runs = plan.round(3, &[Candidate::Loop]);
+        assert!(runs.iter().all(|run| run.candidate == Candidate::Loop));
+        assert_eq!(runs.len(), 6);
+        assert!(plan.round(3, &[]).is_empty());
+    }
+
+    #[test]
+    fn only_a_daemon_is_placed() {
+        assert_eq!(Placement::AllFree.fio_cpu(), None);
+        assert_eq!(Placement::DaemonOn0.fio_cpu(), Some(1));
+        for candidate in Candidate::ALL {
+            let placed = candidate
+                .placements()
+                .iter()
+                .any(|placement| placement.daemon_cpu().is_some());
+            assert_eq!(placed, candidate.has_daemon());
+        }
+    }
+}
