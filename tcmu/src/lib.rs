@@ -8,7 +8,10 @@ pub mod configfs;
 pub mod discovery;
 pub mod doorbell;
 pub mod mapping;
+#[cfg(feature = "mock")]
+pub mod mock;
 pub mod module;
+pub mod netlink;
 pub mod ring;
 pub mod scsi;
 pub mod uio;
