@@ -6,6 +6,7 @@ use std::mem;
 use std::rc::Rc;
 
 use crate::cdb::Cdb;
+use crate::scsi::Status;
 
 /// A range of the mapping: one iovec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +34,22 @@ pub enum Entry {
 /// after that: complete or drop it only when no I/O uses them any more.
 pub struct Command {
     pub(super) ticket: Ticket,
+    body: Body,
+}
+
+/// What a command's entry says.
+pub(super) struct Body {
     pub(super) cdb: Cdb,
     pub(super) data: Vec<Segment>,
-    pub(super) bidi_in: Vec<Segment>,
     pub(super) data_len: usize,
+    pub(super) bidi_in: Vec<Segment>,
 }
 
 impl Command {
+    pub(super) fn new(ticket: Ticket, body: Body) -> Self {
+        Self { ticket, body }
+    }
+
     /// The kernel's name for this command; unique among those in flight on one ring, and the one
     /// that [`TaskManagement::commands`] uses.
     pub fn id(&self) -> u16 {
@@ -48,7 +58,7 @@ impl Command {
 
     /// The command descriptor block.
     pub fn cdb(&self) -> &Cdb {
-        &self.cdb
+        &self.body.cdb
     }
 
     /// The data buffer: data-out or data-in as the CDB says. All segments lie in the data area.
@@ -56,23 +66,26 @@ impl Command {
     /// A data-in buffer holds left-overs of earlier commands. The initiator gets all of it unless
     /// the completion says otherwise, so what is not data must be set to zero.
     pub fn data(&self) -> &[Segment] {
-        &self.data
+        &self.body.data
     }
 
     /// The data-in buffer of a bidirectional command, whose data-out is [`data`](Self::data).
     pub fn bidi_in(&self) -> &[Segment] {
-        &self.bidi_in
+        &self.body.bidi_in
     }
 
     /// Length of [`data`](Self::data) in bytes, also after the segments were taken.
     pub fn data_len(&self) -> usize {
-        self.data_len
+        self.body.data_len
     }
 
     /// Takes [`data`](Self::data) and [`bidi_in`](Self::bidi_in) away, to hand them to an I/O
     /// engine. Return the vectors with [`Ring::recycle`](super::Ring::recycle).
     pub fn take_segments(&mut self) -> (Vec<Segment>, Vec<Segment>) {
-        (mem::take(&mut self.data), mem::take(&mut self.bidi_in))
+        (
+            mem::take(&mut self.body.data),
+            mem::take(&mut self.body.bidi_in),
+        )
     }
 }
 
@@ -80,9 +93,9 @@ impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Command")
             .field("id", &self.id())
-            .field("cdb", &self.cdb)
-            .field("data", &self.data)
-            .field("bidi_in", &self.bidi_in)
+            .field("cdb", &self.body.cdb)
+            .field("data", &self.body.data)
+            .field("bidi_in", &self.body.bidi_in)
             .finish_non_exhaustive()
     }
 }
@@ -219,7 +232,7 @@ pub struct Completion<'a> {
 impl<'a> Completion<'a> {
     /// Status GOOD.
     pub const GOOD: Self = Self {
-        status: 0x00,
+        status: Status::Good.code(),
         sense: &[],
         read_len: None,
     };
@@ -227,17 +240,9 @@ impl<'a> Completion<'a> {
     /// Status CHECK CONDITION with this sense data.
     pub const fn check_condition(sense: &'a [u8]) -> Self {
         Self {
-            status: CHECK_CONDITION,
+            status: Status::CheckCondition.code(),
             sense,
             read_len: None,
         }
     }
 }
-
-/// SAM-5, 5.3.1.
-pub(super) const CHECK_CONDITION: u8 = 0x02;
-
-/// HARDWARE ERROR, INTERNAL TARGET FAILURE in fixed format (SPC-4, 4.5.3): the answer to commands
-/// that nobody else answers.
-pub(super) const INTERNAL_TARGET_FAILURE: Completion<'static> =
-    Completion::check_condition(&[0x70, 0, 4, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x44, 0, 0, 0, 0, 0]);

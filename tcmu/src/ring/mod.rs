@@ -13,8 +13,11 @@
 
 mod command;
 mod error;
+mod fetch;
 mod ids;
 mod mailbox;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,14 +25,16 @@ use std::mem::{offset_of, size_of};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use self::command::{Abandoned, CHECK_CONDITION, INTERNAL_TARGET_FAILURE, Ticket};
+use self::command::{Abandoned, Ticket};
 pub use self::command::{Command, Completion, Entry, Segment, TaskManagement, TmrKind};
 pub use self::error::RingError;
+use self::fetch::{Malformed, Request};
 use self::ids::InFlight;
 use self::mailbox::Mailbox;
 use crate::abi;
 pub use crate::cdb::Cdb;
 use crate::mapping::{Mapping, OutOfBounds};
+use crate::scsi::{AdditionalSense, Sense, SenseKey, Status};
 
 /// One device's command ring. It stays on the thread that made it.
 pub struct Ring {
@@ -278,11 +283,13 @@ impl Ring {
                     }
                 }
                 abi::OP_TMR => {
-                    let notice = self.fetch_task_management(offset, len)?;
+                    if (len as usize) < size_of::<abi::TmrEntry>() {
+                        return Err(RingError::ShortEntry { offset, len });
+                    }
                     self.take(offset, len, SlotState::Passable);
-                    match notice {
-                        Some(notice) => return Ok(Some(Entry::TaskManagement(notice))),
-                        None => self.malformed += 1,
+                    match fetch::task_management(self.memory(), at, len as usize) {
+                        Ok(notice) => return Ok(Some(Entry::TaskManagement(notice))),
+                        Err(Malformed) => self.malformed += 1,
                     }
                 }
                 abi::OP_PAD => self.take(offset, len, SlotState::Passable),
@@ -310,9 +317,8 @@ impl Ring {
             return Err(RingError::ShortEntry { offset, len });
         }
         let at = self.mailbox.at(offset);
-        let mut request = [0; size_of::<abi::CommandRequest>()];
-        self.memory().read(at, &mut request).expect(CHECKED);
-        let id = u16::from_ne_bytes(field(&request, offset_of!(abi::EntryHeader, cmd_id)));
+        let request = Request::read(self.memory(), at).expect(CHECKED);
+        let id = request.id();
         if id == 0 {
             return Err(RingError::NoCommandId { offset });
         }
@@ -322,117 +328,36 @@ impl Ring {
         let entry = self.passed + self.slots.len() as u64;
         self.take(offset, len, SlotState::Open);
         let mut ticket = Ticket::new(id, entry, &self.abandoned);
-        match self.parse(at, len as usize, &request) {
-            Ok((cdb, data, bidi_in, data_len)) => Ok(Some(Command {
-                ticket,
-                cdb,
-                data,
-                bidi_in,
-                data_len,
-            })),
+        match request.parse(at, len as usize, &self.mailbox, &mut self.spare) {
+            Ok(body) => Ok(Some(Command::new(ticket, body))),
             Err(Malformed) => {
                 self.malformed += 1;
                 ticket.redeem();
-                self.answer(&ticket, INTERNAL_TARGET_FAILURE);
+                self.fail(&ticket);
                 Ok(None)
             }
         }
-    }
-
-    fn parse(
-        &mut self,
-        at: usize,
-        len: usize,
-        request: &[u8; size_of::<abi::CommandRequest>()],
-    ) -> Result<(Cdb, Vec<Segment>, Vec<Segment>, usize), Malformed> {
-        let count = |offset| u32::from_ne_bytes(field(request, offset)) as usize;
-        let data_count = count(offset_of!(abi::CommandRequest, iov_cnt));
-        let bidi_count = count(offset_of!(abi::CommandRequest, iov_bidi_cnt));
-        let room = (len - size_of::<abi::CommandRequest>()) / size_of::<abi::IoVec>();
-        if data_count + bidi_count > room {
-            return Err(Malformed);
-        }
-
-        let cdb_off = offset_of!(abi::CommandRequest, cdb_off);
-        let cdb_off = u64::from_ne_bytes(field(request, cdb_off)) as usize;
-        let ring = self.mailbox.ring();
-        if !ring.contains(&cdb_off) {
-            return Err(Malformed);
-        }
-        let memory = self.memory();
-        let cdb = Cdb::fetch(ring.end - cdb_off, |from, to| {
-            memory.read(cdb_off + from, to)
-        })?
-        .ok_or(Malformed)?;
-
-        let iovecs = at + size_of::<abi::CommandRequest>();
-        let (data, data_len) = self.segments(iovecs, data_count)?;
-        let iovecs = iovecs + data_count * size_of::<abi::IoVec>();
-        let (bidi_in, _) = self.segments(iovecs, bidi_count)?;
-        Ok((cdb, data, bidi_in, data_len))
-    }
-
-    /// The `count` iovecs at `at`, and how many bytes they are together.
-    fn segments(&mut self, at: usize, count: usize) -> Result<(Vec<Segment>, usize), Malformed> {
-        if count == 0 {
-            return Ok((Vec::new(), 0));
-        }
-        let mut segments = self.spare.pop().unwrap_or_default();
-        let data_area = self.mailbox.ring().end;
-        let memory = self.memory();
-        let mut total = 0_usize;
-        for index in 0..count {
-            let mut iovec = [0; size_of::<abi::IoVec>()];
-            memory.read(at + index * iovec.len(), &mut iovec)?;
-            let offset = u64::from_ne_bytes(field(&iovec, offset_of!(abi::IoVec, base))) as usize;
-            let len = u64::from_ne_bytes(field(&iovec, offset_of!(abi::IoVec, len))) as usize;
-            memory.check(offset, len)?;
-            total = total.checked_add(len).ok_or(Malformed)?;
-            if offset < data_area {
-                return Err(Malformed);
-            }
-            segments.push(Segment { offset, len });
-        }
-        Ok((segments, total))
-    }
-
-    /// `None` if the notice does not have the ids that it announces.
-    fn fetch_task_management(
-        &self,
-        offset: u32,
-        len: u32,
-    ) -> Result<Option<TaskManagement>, RingError> {
-        let room = (len as usize)
-            .checked_sub(size_of::<abi::TmrEntry>())
-            .ok_or(RingError::ShortEntry { offset, len })?;
-        let at = self.mailbox.at(offset);
-        let mut entry = [0; size_of::<abi::TmrEntry>()];
-        self.memory().read(at, &mut entry).expect(CHECKED);
-        let count = u32::from_ne_bytes(field(&entry, offset_of!(abi::TmrEntry, cmd_cnt))) as usize;
-        if count > room / size_of::<u16>() {
-            return Ok(None);
-        }
-        let mut ids = vec![0; count * size_of::<u16>()];
-        self.memory()
-            .read(at + entry.len(), &mut ids)
-            .expect(CHECKED);
-        Ok(Some(TaskManagement {
-            kind: entry[offset_of!(abi::TmrEntry, tmr_type)].into(),
-            commands: ids
-                .chunks_exact(size_of::<u16>())
-                .map(|id| u16::from_ne_bytes([id[0], id[1]]))
-                .collect(),
-        }))
     }
 
     fn answer_abandoned(&mut self) {
         loop {
             let ticket = self.abandoned.borrow_mut().pop();
             match ticket {
-                Some(ticket) => self.answer(&ticket, INTERNAL_TARGET_FAILURE),
+                Some(ticket) => self.fail(&ticket),
                 None => return,
             }
         }
+    }
+
+    /// The answer to commands that nobody else answers.
+    fn fail(&mut self, ticket: &Ticket) {
+        const FAILURE: Sense = Sense::new(
+            SenseKey::HardwareError,
+            AdditionalSense::INTERNAL_TARGET_FAILURE,
+        );
+        let mut sense = [0; abi::SENSE_LEN];
+        let len = FAILURE.write_to(&mut sense, false);
+        self.answer(ticket, Completion::check_condition(&sense[..len]));
     }
 
     /// Writes a response into the entry that is due, and steps over it if it is the oldest.
@@ -469,7 +394,7 @@ impl Ring {
             completion.status,
         )?;
         memory.store_u32(at + offset_of!(abi::CommandResponse, read_len), read_len)?;
-        if completion.status == CHECK_CONDITION {
+        if completion.status == Status::CheckCondition.code() {
             // The kernel passes on all of it, and the request still lies below.
             let mut sense = [0; abi::SENSE_LEN];
             let len = completion.sense.len().min(sense.len());
@@ -501,20 +426,4 @@ impl fmt::Debug for Ring {
             .field("error", &self.poison)
             .finish_non_exhaustive()
     }
-}
-
-/// A command that cannot be executed as it stands.
-struct Malformed;
-
-impl From<OutOfBounds> for Malformed {
-    fn from(_: OutOfBounds) -> Self {
-        Self
-    }
-}
-
-/// The bytes of a structure's field.
-fn field<const N: usize>(structure: &[u8], offset: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&structure[offset..offset + N]);
-    bytes
 }
