@@ -3,6 +3,7 @@
 mod devices;
 mod files;
 mod opening;
+mod operations;
 
 use std::path::Path;
 
