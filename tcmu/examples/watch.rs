@@ -102,6 +102,9 @@ impl Watcher {
     }
 
     /// Opens and maps a device, and prints what its owner and the kernel say about it.
+    ///
+    /// A server reads the attributes on another thread than the one that answers events: the
+    /// documentation of `tcmu::configfs` tells why.
     fn take(&mut self, device: Device) -> io::Result<()> {
         let backstore = self.sysfs.backstore(&device.name);
         println!(

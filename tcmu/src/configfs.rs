@@ -4,9 +4,16 @@
 //! They are read when asked for, since their owner may change them at any time; tools write
 //! the unit serial number only after the device was enabled.
 //!
-//! **rmdir(2) of a backstore holds its `core/user_N` folder locked until the server has
-//! answered the netlink event [`Removed`](crate::netlink::Event::Removed).** Answer that event
-//! without touching the backstore's folder.
+//! # Where reading waits
+//! configfs holds locks while the kernel waits for a netlink answer (fs/configfs/dir.c, file.c),
+//! and the wait cannot be interrupted. A server that must answer and waits for such a lock
+//! would never go on:
+//!
+//! - Until [`Removed`](crate::netlink::Event::Removed) is answered, rmdir(2) has the parent
+//!   folder `core/user_N` locked. Answer that event without touching the backstore's folder.
+//! - If somebody runs rmdir(2) on a backstore that is just being enabled, its attributes cannot
+//!   be read before [`Added`](crate::netlink::Event::Added) is answered. So read them on another
+//!   thread than the one that answers, and refuse the event if that takes too long.
 
 use std::io;
 use std::path::{Path, PathBuf};

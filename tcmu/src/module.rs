@@ -36,6 +36,9 @@ impl Module {
 
     /// Ends every wait for an answer with EINTR: those that a dead server left behind.
     ///
+    /// Events that were received before must not be answered any more: drop their
+    /// [`Ticket`](crate::netlink::Ticket)s, or do this before listening.
+    ///
     /// # Errors
     /// The kernel refuses with [`io::ErrorKind::ResourceBusy`] where there is a wait and the
     /// interface is not [blocked](Self::block_netlink). [`io::ErrorKind::NotFound`] where

@@ -7,8 +7,8 @@
 //! - Answer every event of a device that is yours, also when you refuse it.
 //! - Never answer for a device that is not: all servers hear every event, and the first answer
 //!   counts.
-//! - While [`Event::Removed`] is unanswered, the backstore's parent folder in configfs is locked.
-//!   Answer it without looking there.
+//! - Never wait for the backstore's attributes on the thread that answers: reading them may wait
+//!   for the answer ([`configfs`](crate::configfs) says when).
 //!
 //! # Lost events
 //! A full receive buffer loses events. The socket asks for `NETLINK_BROADCAST_ERROR`, so that
