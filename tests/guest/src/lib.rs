@@ -1,1 +1,55 @@
-//! Integration tests that run inside the rig's guest kernel.
+//! Tests that run inside the rig's guest kernel, one macro away from a normal test.
+//!
+//! ```
+//! use tcmu_guest_tests::{TestResult, guest_test, skip};
+//!
+//! guest_test!(sda_is_there);
+//! fn sda_is_there() -> TestResult {
+//!     if !std::path::Path::new("/sys/block").exists() {
+//!         skip!("this kernel has no block layer");
+//!     }
+//!     anyhow::ensure!(std::path::Path::new("/sys/block/sda").exists());
+//!     Ok(())
+//! }
+//! # fn main() {}
+//! ```
+//!
+//! A test binary (`harness = false`) calls [`main`] and nothing else. Started by `cargo test` on the
+//! host, it takes the options of a normal test binary, boots the rig with itself as the program, and
+//! prints what the guest reports. Tests run one after the other, each in a process of its own with
+//! its own time limit. After a test that did not pass, the rest run in a fresh guest, so that no test
+//! pays for another; a test that takes the guest down with it has failed. Only what was seen to pass
+//! counts as passed, and the last line of the output is the whole truth:
+//!
+//! ```text
+//! 12 passed, 1 failed, 0 skipped
+//! ```
+//!
+//! The modules are what tests need again and again: [`sh`] for commands with the exit code that is
+//! expected of them, [`daemon`] for the runner.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod daemon;
+mod events;
+mod host;
+mod inside;
+mod registry;
+pub mod sh;
+
+#[doc(hidden)]
+pub use inventory;
+#[doc(hidden)]
+pub use registry::GuestTest;
+pub use registry::{Skipped, TestResult};
+
+/// The `main()` of a binary of guest tests: the host's side, or, started by it, the guest's.
+pub fn main() -> std::process::ExitCode {
+    tcmu_rig::enter();
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some(inside::RUN_ALL) => inside::run_all(args),
+        Some(inside::RUN_ONE) => inside::run_one(&args.next().unwrap_or_default()),
+        _ => host::run(),
+    }
+}

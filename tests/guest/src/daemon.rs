@@ -1,0 +1,158 @@
+//! The runner, as a test starts and ends it.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal};
+
+/// Environment variable with the folder of the programs under test.
+pub(crate) const PROGRAMS_VAR: &str = "TCMU_GUEST_PROGRAMS";
+
+/// How long the daemon may take to start or to stop. Generous: a hang should run into it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// The path of a program under test, such as `tcmuctl`.
+///
+/// # Errors
+/// If it has not been built.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let dir = std::env::var(PROGRAMS_VAR).with_context(|| format!("{PROGRAMS_VAR} is not set"))?;
+    let path = Path::new(&dir).join(name);
+    anyhow::ensure!(path.is_file(), "{} has not been built", path.display());
+    Ok(path)
+}
+
+/// A running `tcmu-runner --no-dbus`. Dropped, it is killed, and its log is printed, so that a
+/// failed test shows it.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it and waits until it says that it is ready (`READY=1`, as for systemd).
+    ///
+    /// # Errors
+    /// If it ends or stays silent instead.
+    pub fn start() -> anyhow::Result<Self> {
+        let (mut daemon, notifications) = Self::spawn()?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut message = [0; 4096];
+        loop {
+            // The read has a time limit, so that an early end is noticed.
+            if let Ok(length) = notifications.recv(&mut message) {
+                let text = String::from_utf8_lossy(&message[..length]).into_owned();
+                if text.lines().any(|l| l == "READY=1") {
+                    return Ok(daemon);
+                }
+            }
+            if let Some(status) = daemon.process.try_wait()? {
+                bail!("the daemon ended at its start with {status}");
+            }
+            if Instant::now() > deadline {
+                bail!("the daemon is not ready after {} s", PATIENCE.as_secs());
+            }
+        }
+    }
+
+    /// Starts one that is expected to end by itself, and returns how it did and its log.
+    ///
+    /// # Errors
+    /// If it is still running after half a minute.
+    pub fn start_expecting_end() -> anyhow::Result<(ExitStatus, String)> {
+        let (mut daemon, _notifications) = Self::spawn()?;
+        let status = daemon.wait()?;
+        Ok((status, daemon.log()))
+    }
+
+    fn spawn() -> anyhow::Result<(Self, UnixDatagram)> {
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = PathBuf::from(format!(
+            "/run/guest-test-daemon-{}-{number}.log",
+            std::process::id()
+        ));
+        let socket = log.with_extension("notify");
+        let notifications = UnixDatagram::bind(&socket)
+            .with_context(|| format!("cannot make {}", socket.display()))?;
+        notifications.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let out = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let process = Command::new(program("tcmu-runner")?)
+            .arg("--no-dbus")
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .context("cannot start the daemon")?;
+        Ok((Daemon { process, log }, notifications))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that.
+    ///
+    /// # Errors
+    /// If it does not end, or not with code 0.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        let status = self.wait()?;
+        anyhow::ensure!(
+            status.success(),
+            "on SIGTERM the daemon ended with {status}"
+        );
+        Ok(())
+    }
+
+    /// Kills it (SIGKILL), as a crash would.
+    ///
+    /// # Errors
+    /// If it survives that.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.signal(Signal::KILL)?;
+        self.wait().map(drop)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.process.id())
+            .ok()
+            .and_then(Pid::from_raw);
+        let pid = pid.context("the daemon has no process id")?;
+        rustix::process::kill_process(pid, signal).context("cannot signal the daemon")
+    }
+
+    fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        bail!("the daemon is still running after {} s", PATIENCE.as_secs())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        println!("--- the daemon's log:\n{}---", self.log());
+    }
+}
