@@ -1,0 +1,191 @@
+//! READ, WRITE and SYNCHRONIZE CACHE: the fast path. Nothing here allocates or copies.
+
+use tcmu::scsi::cdb::{Block6, Block10, Block12, Block16, Block32, FUA};
+use tcmu::scsi::{AdditionalSense, Sense, Status};
+use tcmu_handler::{Backstore, Buffer, Extent, Io, WriteFlags};
+
+use super::LogicalUnit;
+use super::logical_unit::parse;
+use super::reply::{Answer, Failure, Response, supplied};
+use super::unit::Unit;
+
+/// The fields that commands on a range of blocks have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BlockCommand {
+    pub(super) lba: u64,
+    pub(super) blocks: u32,
+    /// Byte 1, or byte 10 of variable length commands.
+    pub(super) flags: u8,
+}
+
+impl BlockCommand {
+    /// Reads the fields, which lie where the CDB's length says.
+    pub(super) fn new(cdb: &[u8]) -> Result<Self, Sense> {
+        let (lba, blocks, flags) = match cdb.len() {
+            6 => {
+                let fields = parse::<Block6>(cdb)?;
+                (fields.lba(), fields.blocks(), 0)
+            }
+            10 => {
+                let fields = parse::<Block10>(cdb)?;
+                let blocks = fields.length.get().into();
+                (fields.lba.get().into(), blocks, fields.flags)
+            }
+            12 => {
+                let fields = parse::<Block12>(cdb)?;
+                (fields.lba.get().into(), fields.length.get(), fields.flags)
+            }
+            16 => {
+                let fields = parse::<Block16>(cdb)?;
+                (fields.lba.get(), fields.length.get(), fields.flags)
+            }
+            _ => {
+                let fields = parse::<Block32>(cdb)?;
+                (fields.lba.get(), fields.length.get(), fields.flags)
+            }
+        };
+        Ok(Self { lba, blocks, flags })
+    }
+
+    pub(super) fn fua(&self) -> bool {
+        self.flags & FUA != 0
+    }
+}
+
+impl Unit {
+    /// Where the blocks lie in the image. A range of no blocks may begin right behind the last.
+    pub(super) fn extent(&self, lba: u64, blocks: u32) -> Result<Extent, Sense> {
+        match lba.checked_add(blocks.into()) {
+            Some(end) if end <= self.blocks() => {
+                let block_size = u64::from(self.block_size());
+                // Neither overflows: the range lies within the image, whose size is in bytes.
+                Ok(Extent {
+                    offset: lba * block_size,
+                    len: u64::from(blocks) * block_size,
+                })
+            }
+            _ => Err(Sense::illegal_request(
+                AdditionalSense::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE,
+            )),
+        }
+    }
+
+    /// The extent of a read or write, which is also bounded by MAXIMUM TRANSFER LENGTH.
+    fn transfer(&self, command: &BlockCommand) -> Result<Extent, Sense> {
+        let limit = self.max_transfer_blocks();
+        if limit != 0 && command.blocks > limit {
+            return Err(Sense::illegal_request(
+                AdditionalSense::INVALID_FIELD_IN_CDB,
+            ));
+        }
+        self.extent(command.lba, command.blocks)
+    }
+}
+
+/// The CDB asks for another length than the initiator has memory for. TCMU cannot report an
+/// overflow, and a write that is cut off would be silent corruption: refused, with the sense that
+/// LIO's own backstores use (`target_cmd_size_check` in target_core_transport.c).
+pub(super) fn length_mismatch() -> Sense {
+    Sense::illegal_request(AdditionalSense::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
+}
+
+impl<B: Backstore> LogicalUnit<B> {
+    /// READ (6), (10), (12), (16) and (32): SBC-3, 5.10 to 5.14.
+    pub(super) async fn read(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
+        let command = BlockCommand::new(cdb)?;
+        let extent = self.unit.transfer(&command)?;
+        // A longer buffer is no harm: the rest is reported as a residual.
+        let len = usize::try_from(extent.len).map_err(|_| length_mismatch())?;
+        let wanted = data.slice(0..len).map_err(|_| length_mismatch())?;
+        if len != 0 {
+            let result = self.fill(io, wanted, extent.offset, command.fua()).await;
+            if let Err(failure) = result {
+                if failure.status != Status::CheckCondition {
+                    // Without sense data the kernel transfers the buffer.
+                    data.fill(0);
+                }
+                return Err(failure);
+            }
+        }
+        Ok(supplied(data, len))
+    }
+
+    async fn fill(&self, io: &Io, data: Buffer<'_>, offset: u64, fua: bool) -> Result<(), Failure> {
+        if fua && self.unit.write_cache() {
+            // What is read has to be on the medium, not only in the cache.
+            self.flush(io).await?;
+        }
+        self.backstore
+            .read(io, data, offset)
+            .await
+            .map_err(|error| self.failed("a read", &error))
+    }
+
+    /// WRITE (6), (10), (12), (16) and (32): SBC-3, 5.28 to 5.32.
+    pub(super) async fn write(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
+        let command = BlockCommand::new(cdb)?;
+        let extent = self.unit.transfer(&command)?;
+        if data.len() as u64 != extent.len {
+            return Err(length_mismatch().into());
+        }
+        if extent.len == 0 {
+            return Ok(Response::GOOD);
+        }
+        let fua = self.native_fua(command.fua());
+        self.backstore
+            .write(io, data, extent.offset, WriteFlags { fua })
+            .await
+            .map_err(|error| self.failed("a write", &error))?;
+        self.settle(io, command.fua(), fua).await?;
+        Ok(Response::GOOD)
+    }
+
+    /// SYNCHRONIZE CACHE (10) and (16): SBC-3, 5.22 and 5.23. The whole cache is flushed, whatever the
+    /// range, and before the command ends even with IMMED, so that an error reaches the initiator.
+    pub(super) async fn synchronize_cache(&self, io: &Io, cdb: &[u8]) -> Answer {
+        let command = BlockCommand::new(cdb)?;
+        self.unit.extent(command.lba, command.blocks)?;
+        self.flush(io).await?;
+        Ok(Response::GOOD)
+    }
+
+    /// Whether to tell the backstore that this write has to be durable.
+    pub(super) fn native_fua(&self, fua: bool) -> bool {
+        self.unit.has_native_fua() && self.unit.must_be_durable(fua)
+    }
+
+    /// Makes a write that is done durable, if it has to be and is not yet (`is_durable`). The write
+    /// cache may have been turned off meanwhile.
+    pub(super) async fn settle(&self, io: &Io, fua: bool, is_durable: bool) -> Result<(), Failure> {
+        if is_durable || !self.unit.must_be_durable(fua) {
+            return Ok(());
+        }
+        self.flush(io).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_every_length() {
+        let expected = |lba, blocks, flags| Ok(BlockCommand { lba, blocks, flags });
+        assert_eq!(
+            BlockCommand::new(&[0x08, 0x01, 0x02, 0x03, 0, 0]),
+            expected(0x01_0203, 256, 0)
+        );
+        assert_eq!(
+            BlockCommand::new(&[0x28, 0x08, 1, 2, 3, 4, 0x1f, 5, 6, 0]),
+            expected(0x0102_0304, 0x0506, 0x08)
+        );
+        assert_eq!(
+            BlockCommand::new(&[0xa8, 0x10, 1, 2, 3, 4, 5, 6, 7, 8, 0x1f, 0]),
+            expected(0x0102_0304, 0x0506_0708, 0x10)
+        );
+        assert_eq!(
+            BlockCommand::new(&[0x88, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x1f, 0]),
+            expected(0x0102_0304_0506_0708, 0x090a_0b0c, 0)
+        );
+    }
+}

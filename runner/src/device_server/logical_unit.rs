@@ -1,0 +1,195 @@
+//! One logical unit: a backstore and what initiators see of it.
+
+use tcmu::scsi::cdb::StartStopUnit;
+use tcmu::scsi::{AdditionalSense, Sense};
+use tcmu_handler::{Backstore, Buffer, Error, Io};
+use zerocopy::FromBytes;
+
+use super::mode_pages::ModeValues;
+use super::opcode_table::Command;
+use super::reply::{Answer, Failure, Response};
+use super::sense_of_error;
+use super::unit::Unit;
+use super::unit_attention::Condition;
+use super::{Geometry, Identity};
+
+/// One command as it arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The command descriptor block.
+    pub cdb: &'a [u8],
+    /// The memory for the command's data, out or in; empty if it has none. It is as long as the
+    /// initiator said, which need not be what the CDB says.
+    pub data: Buffer<'a>,
+}
+
+/// A disk: executes SCSI commands on a backstore.
+///
+/// It lives on one thread; any number of commands may be under way there at once. Every command
+/// gets a response, whatever its bytes are.
+#[derive(Debug)]
+pub struct LogicalUnit<B> {
+    pub(super) backstore: B,
+    pub(super) unit: Unit,
+}
+
+impl<B: Backstore> LogicalUnit<B> {
+    /// A logical unit on `backstore`. `write_cache` is the initial WCE, LIO's
+    /// `attrib/emulate_write_cache`; it counts only where the backstore has a volatile cache.
+    pub fn new(backstore: B, identity: Identity, geometry: Geometry, write_cache: bool) -> Self {
+        let unit = Unit::new(identity, geometry, backstore.capabilities(), write_cache);
+        Self { backstore, unit }
+    }
+
+    /// The backstore.
+    pub fn backstore(&self) -> &B {
+        &self.backstore
+    }
+
+    /// Gives the backstore back.
+    pub fn into_backstore(self) -> B {
+        self.backstore
+    }
+
+    /// Executes one command.
+    pub async fn execute(&self, io: &Io, request: Request<'_>) -> Response {
+        match self.run(io, request).await {
+            Ok(response) => response,
+            Err(failure) => failure.into(),
+        }
+    }
+
+    async fn run(&self, io: &Io, Request { cdb, data }: Request<'_>) -> Answer {
+        let (opcode, cdb) = self.unit.admit(cdb)?;
+        match opcode.command {
+            Command::Read => self.read(io, cdb, data).await,
+            Command::Write => self.write(io, cdb, data).await,
+            Command::SynchronizeCache => self.synchronize_cache(io, cdb).await,
+            Command::WriteSame => self.write_same(io, cdb, data).await,
+            Command::Unmap => self.unmap(io, cdb, data).await,
+            Command::ModeSelect => self.mode_select(io, cdb, data).await,
+            Command::StartStopUnit => self.start_stop_unit(io, cdb).await,
+            Command::TestUnitReady => Ok(Response::GOOD),
+            Command::Inquiry => self.unit.inquiry(cdb, data),
+            Command::RequestSense => self.unit.request_sense(cdb, data),
+            Command::ModeSense => self.unit.mode_sense(cdb, data),
+            Command::ReadCapacity10 => self.unit.read_capacity_10(cdb, data),
+            Command::ReadCapacity16 => self.unit.read_capacity_16(cdb, data),
+            Command::ReportSupportedOpcodes => self.unit.report_supported_opcodes(cdb, data),
+            Command::Kernel => {
+                let code = AdditionalSense::INVALID_COMMAND_OPERATION_CODE;
+                Err(Sense::illegal_request(code).into())
+            }
+        }
+    }
+
+    /// Whether sense data are to have the descriptor format (D_SENSE in the Control mode page).
+    pub fn descriptor_sense(&self) -> bool {
+        self.unit.mode.get().descriptor_sense
+    }
+
+    /// Whether writes may complete before they are durable (WCE in the Caching mode page).
+    pub fn write_cache(&self) -> bool {
+        self.unit.write_cache()
+    }
+
+    /// Turns the write cache on or off, from outside of SCSI. When it returns `Ok` with the cache
+    /// off, all earlier writes are durable.
+    ///
+    /// # Errors
+    /// The backstore's, if what it had cached could not be made durable; the cache stays on then.
+    pub async fn set_write_cache(&self, io: &Io, enabled: bool) -> Result<(), Error> {
+        let before = self.unit.write_cache();
+        let mode = self.unit.mode.get();
+        let write_cache = enabled;
+        self.set_mode(
+            io,
+            ModeValues {
+                write_cache,
+                ..mode
+            },
+        )
+        .await?;
+        if self.unit.write_cache() != before {
+            self.unit.attention.establish(Condition::ModeParameters);
+        }
+        Ok(())
+    }
+
+    /// Puts mode values into force. Writes that are under way look at WCE again when they end, so
+    /// that the flush here need only cover those that have ended. If it fails, WCE stays on.
+    pub(super) async fn set_mode(&self, io: &Io, values: ModeValues) -> Result<(), Error> {
+        let before = self.unit.write_cache();
+        self.unit.mode.set(values);
+        if before
+            && !self.unit.write_cache()
+            && let Err(error) = self.backstore.flush(io).await
+        {
+            // Other values may have changed during the flush.
+            let mode = self.unit.mode.get();
+            let write_cache = true;
+            self.unit.mode.set(ModeValues {
+                write_cache,
+                ..mode
+            });
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// The LUN now has `size` bytes; the backstore is asked anew what it does. Call it after
+    /// [`Backstore::resize`].
+    pub fn set_size(&self, size: u64) {
+        self.unit.resize(size, self.backstore.capabilities());
+    }
+
+    /// Gives the logical unit other names.
+    pub fn set_identity(&self, identity: Identity) {
+        self.unit.set_identity(identity);
+    }
+
+    /// Whether the target core serves reservations for this LUN (LIO's `attrib/emulate_pr` is 1 and
+    /// `attrib/pgr_support` is 1), which is the default. It only changes what REPORT SUPPORTED
+    /// OPERATION CODES says.
+    pub fn set_reservations(&self, served: bool) {
+        self.unit.set_reservations(served);
+    }
+
+    /// START STOP UNIT (SBC-3, 5.20). Stopping makes the data durable, but the unit stays ready: one
+    /// initiator that shuts down must not take the LUN from the others.
+    async fn start_stop_unit(&self, io: &Io, cdb: &[u8]) -> Answer {
+        const NO_FLUSH: u8 = 0x04;
+        const START: u8 = 0x01;
+        let command = parse::<StartStopUnit>(cdb)?;
+        if command.action & (START | NO_FLUSH) == 0 {
+            self.flush(io).await?;
+        }
+        Ok(Response::GOOD)
+    }
+
+    /// Makes all completed writes durable.
+    pub(super) async fn flush(&self, io: &Io) -> Result<(), Failure> {
+        if !self.unit.capabilities().volatile_cache {
+            return Ok(());
+        }
+        self.backstore
+            .flush(io)
+            .await
+            .map_err(|error| self.failed("a flush", &error))
+    }
+
+    /// What an initiator hears of `error`, which the log hears of too.
+    pub(super) fn failed(&self, action: &str, error: &Error) -> Failure {
+        let identity = self.unit.identity.borrow();
+        self.unit.errors.report(&identity.name, action, error);
+        sense_of_error::failure(error.kind())
+    }
+}
+
+/// The fields of a CDB. The opcode table has checked its length; the error is for the compiler.
+pub(super) fn parse<T>(cdb: &[u8]) -> Result<&T, Sense>
+where
+    T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
+{
+    T::ref_from_bytes(cdb).map_err(|_| Sense::invalid_cdb_field(0, None))
+}

@@ -1,0 +1,44 @@
+//! The device server of one logical unit: a disk as SPC-4 and SBC-3 define it, on a backstore.
+//!
+//! It knows no transport. A [`Request`] is a CDB and the buffer for its data, a [`Response`] is a
+//! status; tests call it with memory from the heap. The way of a command:
+//!
+//! 1. The table in `opcode_table` says which commands there are, which bits of their CDBs mean
+//!    something, and what they need of the backstore. REPORT SUPPORTED OPERATION CODES reads it out.
+//! 2. [`LogicalUnit::execute`] looks the command up, reports a pending unit attention, checks the
+//!    bits and write protection.
+//! 3. The command runs: `block_io` for reads and writes, one file each for the others.
+//!
+//! What the unit claims about itself (VPD, mode pages, READ CAPACITY) follows from the backstore's
+//! capabilities alone.
+//!
+//! # What the kernel does before
+//! Linux's target core answers REPORT LUNS, PERSISTENT RESERVE and RESERVE/RELEASE itself
+//! (`passthrough_parse_cdb` in target_core_device.c), and checks reservations and its own unit
+//! attentions before a command gets here. It does not compare the CDB's transfer length with the
+//! buffer's, so this is done here.
+
+mod block_io;
+mod error_log;
+mod geometry;
+mod identity;
+mod inquiry;
+mod logical_unit;
+mod mode_pages;
+mod mode_select;
+mod mode_sense;
+mod opcode_table;
+mod read_capacity;
+mod reply;
+mod report_opcodes;
+mod sense_of_error;
+mod unit;
+mod unit_attention;
+mod unmap;
+mod vpd;
+mod write_same;
+
+pub use geometry::Geometry;
+pub use identity::Identity;
+pub use logical_unit::{LogicalUnit, Request};
+pub use reply::Response;

@@ -1,0 +1,535 @@
+//! The one table of commands: it drives decoding, the check of reserved bits, dispatch, and REPORT
+//! SUPPORTED OPERATION CODES.
+
+use tcmu::scsi::opcode::{
+    self as op, maintenance_in, persistent_reserve_in, persistent_reserve_out,
+    service_action_in_16, variable_length,
+};
+use tcmu::scsi::{Sense, cdb::LONGEST_CDB};
+
+/// What runs a command. Those that differ only in the layout of their CDB share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    TestUnitReady,
+    RequestSense,
+    Inquiry,
+    ModeSelect,
+    ModeSense,
+    StartStopUnit,
+    ReadCapacity10,
+    ReadCapacity16,
+    Read,
+    Write,
+    SynchronizeCache,
+    WriteSame,
+    Unmap,
+    ReportSupportedOpcodes,
+    /// The target core answers the command before it gets here. It is in the table because an
+    /// initiator that asks what the logical unit supports does not care who answers.
+    Kernel,
+}
+
+/// What a command needs before the logical unit supports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    /// [`Features::unmap`].
+    Unmap,
+    /// [`Features::unmap_by_write_same`].
+    UnmapByWriteSame,
+    /// Not [`Features::unmap_by_write_same`].
+    NoUnmapByWriteSame,
+    /// [`Features::reservations`].
+    Reservations,
+}
+
+/// What the commands of a logical unit depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Features {
+    /// The backstore unmaps.
+    pub(super) unmap: bool,
+    /// It can also write zeroes and unmap at once.
+    pub(super) unmap_by_write_same: bool,
+    /// The target core serves reservations.
+    pub(super) reservations: bool,
+}
+
+/// One command.
+#[derive(Debug)]
+pub(super) struct Opcode {
+    pub(super) command: Command,
+    pub(super) opcode: u8,
+    pub(super) service_action: Option<u16>,
+    /// In bytes.
+    pub(super) cdb_len: u8,
+    /// It changes the medium.
+    pub(super) writes: bool,
+    /// RECOMMENDED COMMAND TIMEOUT in seconds.
+    pub(super) timeout: u8,
+    needs: Needs,
+    /// CDB USAGE DATA (SPC-4, 6.35.3): the opcode and service action themselves, and a 1 for every
+    /// other bit that may be set.
+    usage: [u8; LONGEST_CDB],
+}
+
+/// Answered from memory.
+const QUICK: u8 = 10;
+/// Moves the data of one command.
+const TRANSFER: u8 = 30;
+/// May have to move much more.
+const LONG: u8 = 60;
+
+/// DPO and FUA.
+const DPO_FUA: u8 = 0x18;
+/// GROUP NUMBER: a hint that is accepted and not used.
+const GROUP: u8 = 0x3f;
+/// CONTROL: no auto contingent allegiance, no linked commands, nothing of a vendor's.
+const CONTROL: u8 = 0x00;
+
+impl Opcode {
+    /// A command without service action whose CDB goes on with `usage` after the opcode.
+    const fn new(command: Command, opcode: u8, usage: &[u8]) -> Self {
+        let mut bytes = [0; LONGEST_CDB];
+        bytes[0] = opcode;
+        let mut at = 0;
+        while at < usage.len() {
+            bytes[at + 1] = usage[at];
+            at += 1;
+        }
+        Self {
+            command,
+            opcode,
+            service_action: None,
+            cdb_len: usage.len() as u8 + 1,
+            writes: matches!(
+                command,
+                Command::Write | Command::WriteSame | Command::Unmap
+            ),
+            timeout: match command {
+                Command::Read | Command::Write => TRANSFER,
+                Command::SynchronizeCache
+                | Command::WriteSame
+                | Command::Unmap
+                | Command::StartStopUnit
+                | Command::ModeSelect => LONG,
+                _ => QUICK,
+            },
+            needs: Needs::Nothing,
+            usage: bytes,
+        }
+    }
+
+    /// With a service action, in byte 1 or, of variable length commands, in bytes 8 and 9.
+    const fn action(mut self, service_action: u16) -> Self {
+        self.service_action = Some(service_action);
+        if self.opcode == op::VARIABLE_LENGTH {
+            let [high, low] = service_action.to_be_bytes();
+            self.usage[8] = high;
+            self.usage[9] = low;
+        } else {
+            self.usage[1] |= service_action as u8;
+        }
+        self
+    }
+
+    const fn needs(mut self, needs: Needs) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    fn is_supported(&self, features: Features) -> bool {
+        match self.needs {
+            Needs::Nothing => true,
+            Needs::Unmap => features.unmap,
+            Needs::UnmapByWriteSame => features.unmap_by_write_same,
+            Needs::NoUnmapByWriteSame => !features.unmap_by_write_same,
+            Needs::Reservations => features.reservations,
+        }
+    }
+
+    /// CDB USAGE DATA.
+    pub(super) fn usage(&self) -> &[u8] {
+        &self.usage[..self.cdb_len.into()]
+    }
+
+    /// The bytes of `cdb` that belong to the command, once no bit is set that means nothing.
+    pub(super) fn check<'a>(&self, cdb: &'a [u8]) -> Result<&'a [u8], Sense> {
+        let Some(cdb) = cdb.get(..self.cdb_len.into()) else {
+            // Only a variable length command can be too short: its byte 7 says so.
+            return Err(Sense::invalid_cdb_field(7, None));
+        };
+        if self.opcode == op::VARIABLE_LENGTH && cdb[7] != self.cdb_len - 8 {
+            return Err(Sense::invalid_cdb_field(7, None));
+        }
+        // The lookup went by opcode and service action: their bits are those of the table.
+        for (at, (byte, usage)) in cdb.iter().zip(&self.usage).enumerate() {
+            let wrong = byte & !usage;
+            if wrong != 0 {
+                let bit = 7 - wrong.leading_zeros() as u8;
+                return Err(Sense::invalid_cdb_field(at as u16, Some(bit)));
+            }
+        }
+        Ok(cdb)
+    }
+}
+
+/// The commands, sorted by opcode.
+static OPCODES: &[Opcode] = {
+    use Command::*;
+    use Needs::*;
+    &[
+        Opcode::new(TestUnitReady, op::TEST_UNIT_READY, &[0, 0, 0, 0, CONTROL]),
+        Opcode::new(
+            RequestSense,
+            op::REQUEST_SENSE,
+            &[0x01, 0, 0, 0xff, CONTROL],
+        ),
+        Opcode::new(Read, op::READ_6, &[0x1f, 0xff, 0xff, 0xff, CONTROL]),
+        Opcode::new(Write, op::WRITE_6, &[0x1f, 0xff, 0xff, 0xff, CONTROL]),
+        Opcode::new(Inquiry, op::INQUIRY, &[0x01, 0xff, 0xff, 0xff, CONTROL]),
+        Opcode::new(ModeSelect, op::MODE_SELECT_6, &[0x10, 0, 0, 0xff, CONTROL]),
+        Opcode::new(Kernel, op::RESERVE_6, &[0, 0, 0, 0, CONTROL]).needs(Reservations),
+        Opcode::new(Kernel, op::RELEASE_6, &[0, 0, 0, 0, CONTROL]).needs(Reservations),
+        Opcode::new(
+            ModeSense,
+            op::MODE_SENSE_6,
+            &[0x08, 0xff, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
+            StartStopUnit,
+            op::START_STOP_UNIT,
+            &[0x01, 0, 0, 0x05, CONTROL],
+        ),
+        Opcode::new(
+            ReadCapacity10,
+            op::READ_CAPACITY_10,
+            &[0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, CONTROL],
+        ),
+        Opcode::new(
+            Read,
+            op::READ_10,
+            &[DPO_FUA, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
+            Write,
+            op::WRITE_10,
+            &[DPO_FUA, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
+            SynchronizeCache,
+            op::SYNCHRONIZE_CACHE_10,
+            &[0x02, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
+            WriteSame,
+            op::WRITE_SAME_10,
+            &[0x08, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
+        )
+        .needs(UnmapByWriteSame),
+        Opcode::new(
+            WriteSame,
+            op::WRITE_SAME_10,
+            &[0, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
+        )
+        .needs(NoUnmapByWriteSame),
+        Opcode::new(
+            Command::Unmap,
+            op::UNMAP,
+            &[0, 0, 0, 0, 0, GROUP, 0xff, 0xff, CONTROL],
+        )
+        .needs(Needs::Unmap),
+        Opcode::new(
+            ModeSelect,
+            op::MODE_SELECT_10,
+            &[0x10, 0, 0, 0, 0, 0, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
+            Kernel,
+            op::RESERVE_10,
+            &[0, 0, 0, 0, 0, 0, 0xff, 0xff, CONTROL],
+        )
+        .needs(Reservations),
+        Opcode::new(
+            Kernel,
+            op::RELEASE_10,
+            &[0, 0, 0, 0, 0, 0, 0xff, 0xff, CONTROL],
+        )
+        .needs(Reservations),
+        Opcode::new(
+            ModeSense,
+            op::MODE_SENSE_10,
+            &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, CONTROL],
+        ),
+        reserve_in(persistent_reserve_in::READ_KEYS),
+        reserve_in(persistent_reserve_in::READ_RESERVATION),
+        reserve_in(persistent_reserve_in::REPORT_CAPABILITIES),
+        reserve_in(persistent_reserve_in::READ_FULL_STATUS),
+        reserve_out(persistent_reserve_out::REGISTER),
+        reserve_out(persistent_reserve_out::RESERVE),
+        reserve_out(persistent_reserve_out::RELEASE),
+        reserve_out(persistent_reserve_out::CLEAR),
+        reserve_out(persistent_reserve_out::PREEMPT),
+        reserve_out(persistent_reserve_out::PREEMPT_AND_ABORT),
+        reserve_out(persistent_reserve_out::REGISTER_AND_IGNORE_EXISTING_KEY),
+        reserve_out(persistent_reserve_out::REGISTER_AND_MOVE),
+        read_write_32(Read, variable_length::READ_32),
+        read_write_32(Write, variable_length::WRITE_32),
+        Opcode::new(
+            Read,
+            op::READ_16,
+            &[
+                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                GROUP, CONTROL,
+            ],
+        ),
+        Opcode::new(
+            Write,
+            op::WRITE_16,
+            &[
+                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                GROUP, CONTROL,
+            ],
+        ),
+        Opcode::new(
+            SynchronizeCache,
+            op::SYNCHRONIZE_CACHE_16,
+            &[
+                0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                GROUP, CONTROL,
+            ],
+        ),
+        Opcode::new(
+            WriteSame,
+            op::WRITE_SAME_16,
+            &[
+                0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                GROUP, CONTROL,
+            ],
+        )
+        .needs(UnmapByWriteSame),
+        Opcode::new(
+            WriteSame,
+            op::WRITE_SAME_16,
+            &[
+                0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                GROUP, CONTROL,
+            ],
+        )
+        .needs(NoUnmapByWriteSame),
+        Opcode::new(
+            ReadCapacity16,
+            op::SERVICE_ACTION_IN_16,
+            &[
+                0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+                CONTROL,
+            ],
+        )
+        .action(service_action_in_16::READ_CAPACITY_16),
+        Opcode::new(
+            Kernel,
+            op::REPORT_LUNS,
+            &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, CONTROL],
+        ),
+        Opcode::new(
+            ReportSupportedOpcodes,
+            op::MAINTENANCE_IN,
+            &[
+                0, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, CONTROL,
+            ],
+        )
+        .action(maintenance_in::REPORT_SUPPORTED_OPERATION_CODES),
+        Opcode::new(
+            Read,
+            op::READ_12,
+            &[
+                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, GROUP, CONTROL,
+            ],
+        ),
+        Opcode::new(
+            Write,
+            op::WRITE_12,
+            &[
+                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, GROUP, CONTROL,
+            ],
+        ),
+    ]
+};
+
+const fn reserve_in(service_action: u16) -> Opcode {
+    let usage = &[0, 0, 0, 0, 0, 0, 0xff, 0xff, CONTROL];
+    Opcode::new(Command::Kernel, op::PERSISTENT_RESERVE_IN, usage)
+        .action(service_action)
+        .needs(Needs::Reservations)
+}
+
+const fn reserve_out(service_action: u16) -> Opcode {
+    let usage = &[0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, CONTROL];
+    Opcode::new(Command::Kernel, op::PERSISTENT_RESERVE_OUT, usage)
+        .action(service_action)
+        .needs(Needs::Reservations)
+}
+
+/// The tags in bytes 20 to 27 are looked at only where there is protection information.
+const fn read_write_32(command: Command, service_action: u16) -> Opcode {
+    let usage = &[
+        CONTROL, 0, 0, 0, 0, GROUP, 0x18, 0, 0, DPO_FUA, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    ];
+    Opcode::new(command, op::VARIABLE_LENGTH, usage).action(service_action)
+}
+
+/// Where the rows of each opcode begin in [`OPCODES`]; its length for opcodes without any.
+static FIRST_ROW: [u8; 256] = {
+    let mut first = [OPCODES.len() as u8; 256];
+    let mut row = OPCODES.len();
+    while row > 0 {
+        row -= 1;
+        first[OPCODES[row].opcode as usize] = row as u8;
+    }
+    first
+};
+
+/// The supported commands with this opcode.
+pub(super) fn rows(opcode: u8, features: Features) -> impl Iterator<Item = &'static Opcode> {
+    OPCODES[FIRST_ROW[usize::from(opcode)].into()..]
+        .iter()
+        .take_while(move |row| row.opcode == opcode)
+        .filter(move |row| row.is_supported(features))
+}
+
+/// All supported commands.
+pub(super) fn all(features: Features) -> impl Iterator<Item = &'static Opcode> {
+    OPCODES.iter().filter(move |row| row.is_supported(features))
+}
+
+/// The command that `cdb` asks for.
+///
+/// # Errors
+/// INVALID COMMAND OPERATION CODE, or INVALID FIELD IN CDB that points at a service action.
+pub(super) fn find(cdb: &[u8], features: Features) -> Result<&'static Opcode, Sense> {
+    use tcmu::scsi::AdditionalSense;
+    let opcode = cdb.first().copied().unwrap_or_default();
+    let mut known = false;
+    for row in rows(opcode, features) {
+        known = true;
+        let requested = match row.service_action {
+            None => return Ok(row),
+            Some(_) => service_action(opcode, cdb),
+        };
+        if requested == row.service_action {
+            return Ok(row);
+        }
+    }
+    Err(match (known, opcode) {
+        (false, _) => Sense::illegal_request(AdditionalSense::INVALID_COMMAND_OPERATION_CODE),
+        (true, op::VARIABLE_LENGTH) => Sense::invalid_cdb_field(8, Some(7)),
+        (true, _) => Sense::invalid_cdb_field(1, Some(4)),
+    })
+}
+
+/// The service action of a command that has one.
+fn service_action(opcode: u8, cdb: &[u8]) -> Option<u16> {
+    if opcode == op::VARIABLE_LENGTH {
+        let bytes = cdb.get(8..10)?;
+        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+    } else {
+        cdb.get(1).map(|byte| u16::from(byte & 0x1f))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERYTHING: Features = Features {
+        unmap: true,
+        unmap_by_write_same: true,
+        reservations: true,
+    };
+
+    #[test]
+    fn rows_are_sorted_and_have_the_length_of_their_group() {
+        const BY_GROUP: [u8; 8] = [6, 10, 10, 32, 16, 12, 10, 10];
+        assert!(OPCODES.is_sorted_by_key(|row| row.opcode));
+        for row in OPCODES {
+            let expected = BY_GROUP[usize::from(row.opcode >> 5)];
+            assert_eq!(row.cdb_len, expected, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_supported_rows_are_the_same_command() {
+        for features in [Features::default(), EVERYTHING] {
+            let mut names: Vec<_> = all(features)
+                .map(|row| (row.opcode, row.service_action))
+                .collect();
+            let count = names.len();
+            names.dedup();
+            assert_eq!(names.len(), count);
+            assert!(
+                names
+                    .iter()
+                    .all(|&(opcode, action)| { find(&usage_of(opcode, action), features).is_ok() })
+            );
+        }
+    }
+
+    fn usage_of(opcode: u8, action: Option<u16>) -> Vec<u8> {
+        rows(opcode, EVERYTHING)
+            .find(|row| row.service_action == action)
+            .unwrap()
+            .usage()
+            .to_vec()
+    }
+
+    #[test]
+    fn every_unused_bit_is_refused_and_pointed_at() {
+        for row in all(EVERYTHING) {
+            assert!(row.check(row.usage()).is_ok(), "{row:?}");
+            for at in 1..row.usage().len() {
+                for bit in 0..8 {
+                    let mut cdb = row.usage().to_vec();
+                    if cdb[at] & 1 << bit != 0 {
+                        continue;
+                    }
+                    cdb[at] |= 1 << bit;
+                    let action_changed = find(&cdb, EVERYTHING)
+                        .map(|found| !std::ptr::eq(found, row))
+                        .unwrap_or(true);
+                    if action_changed {
+                        continue;
+                    }
+                    let bit = (row.opcode != op::VARIABLE_LENGTH || at != 7).then_some(bit);
+                    assert_eq!(
+                        row.check(&cdb),
+                        Err(Sense::invalid_cdb_field(at as u16, bit)),
+                        "{row:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cdb_that_ends_too_soon_is_refused() {
+        for row in all(EVERYTHING) {
+            for len in 0..row.usage().len() {
+                assert!(row.check(&row.usage()[..len]).is_err());
+            }
+        }
+        assert!(find(&[], EVERYTHING).is_ok_and(|row| row.check(&[]).is_err()));
+    }
+
+    #[test]
+    fn unknown_service_actions_are_pointed_at() {
+        let get_lba_status = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            find(&get_lba_status, EVERYTHING).err(),
+            Some(Sense::invalid_cdb_field(1, Some(4)))
+        );
+        assert_eq!(
+            find(&[0x7f, 0, 0, 0, 0, 0, 0, 24, 0xff, 0xff], EVERYTHING).err(),
+            Some(Sense::invalid_cdb_field(8, Some(7)))
+        );
+    }
+}

@@ -1,0 +1,168 @@
+//! What a logical unit is at the moment, apart from its data.
+
+use std::cell::{Cell, RefCell};
+
+use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
+use tcmu_handler::{Capabilities, Fua};
+
+use super::error_log::ErrorLog;
+use super::mode_pages::ModeValues;
+use super::opcode_table::{self, Command, Features, Opcode};
+use super::unit_attention::{Condition, UnitAttention};
+use super::{Geometry, Identity};
+
+/// The state of a logical unit.
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub(super) identity: RefCell<Identity>,
+    /// Somebody has seen the identity: a change is worth a unit attention.
+    pub(super) identified: Cell<bool>,
+    pub(super) attention: UnitAttention,
+    pub(super) errors: ErrorLog,
+    pub(super) mode: Cell<ModeValues>,
+    pub(super) default_mode: ModeValues,
+    geometry: Geometry,
+    capabilities: Cell<Capabilities>,
+    blocks: Cell<u64>,
+    reservations: Cell<bool>,
+}
+
+impl Unit {
+    pub(super) fn new(
+        identity: Identity,
+        geometry: Geometry,
+        capabilities: Capabilities,
+        write_cache: bool,
+    ) -> Self {
+        let mode = ModeValues {
+            write_cache,
+            ..ModeValues::default()
+        };
+        let unit = Self {
+            identity: RefCell::new(identity),
+            identified: Cell::new(false),
+            attention: UnitAttention::default(),
+            errors: ErrorLog::default(),
+            mode: Cell::new(mode),
+            default_mode: mode,
+            geometry,
+            capabilities: Cell::new(capabilities),
+            blocks: Cell::new(0),
+            reservations: Cell::new(true),
+        };
+        unit.set_blocks(geometry.size);
+        unit
+    }
+
+    /// The command in `cdb` and the bytes that belong to it, if it may run now.
+    pub(super) fn admit<'a>(&self, cdb: &'a [u8]) -> Result<(&'static Opcode, &'a [u8]), Sense> {
+        let opcode = opcode_table::find(cdb, self.features())?;
+        // SAM-5, 5.14: these two neither report nor clear a unit attention as CHECK CONDITION.
+        if !matches!(opcode.command, Command::Inquiry | Command::RequestSense)
+            && let Some(attention) = self.attention.take()
+        {
+            return Err(attention);
+        }
+        let cdb = opcode.check(cdb)?;
+        if opcode.writes {
+            self.check_writable()?;
+        }
+        Ok((opcode, cdb))
+    }
+
+    fn check_writable(&self) -> Result<(), Sense> {
+        let code = if self.capabilities().read_only {
+            AdditionalSense::WRITE_PROTECTED
+        } else if self.mode.get().software_write_protect {
+            AdditionalSense::LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED
+        } else {
+            return Ok(());
+        };
+        Err(Sense::new(SenseKey::DataProtect, code))
+    }
+
+    pub(super) fn features(&self) -> Features {
+        let capabilities = self.capabilities();
+        let unmap = capabilities.unmap.is_some();
+        Features {
+            unmap,
+            unmap_by_write_same: unmap && capabilities.write_zeroes,
+            reservations: self.reservations.get(),
+        }
+    }
+
+    pub(super) fn set_reservations(&self, served: bool) {
+        self.reservations.set(served);
+    }
+
+    pub(super) fn capabilities(&self) -> Capabilities {
+        self.capabilities.get()
+    }
+
+    /// In bytes.
+    pub(super) fn block_size(&self) -> u32 {
+        self.geometry.block_size.get()
+    }
+
+    /// How many blocks `bytes` are, rounded down.
+    pub(super) fn in_blocks(&self, bytes: u64) -> u64 {
+        bytes / u64::from(self.geometry.block_size.get())
+    }
+
+    /// 0: no limit.
+    pub(super) fn max_transfer_blocks(&self) -> u32 {
+        self.geometry.max_transfer_blocks
+    }
+
+    /// How many blocks the unit has.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks.get()
+    }
+
+    /// RETURNED LOGICAL BLOCK ADDRESS of READ CAPACITY. A unit without blocks cannot be told there
+    /// from one with a single block; reads find out.
+    pub(super) fn last_lba(&self) -> u64 {
+        self.blocks().saturating_sub(1)
+    }
+
+    /// Sets the size in bytes and what the backstore does at this size.
+    pub(super) fn resize(&self, size: u64, capabilities: Capabilities) {
+        let before = self.blocks();
+        self.capabilities.set(capabilities);
+        self.set_blocks(size);
+        if self.blocks() != before {
+            self.attention.establish(Condition::Capacity);
+        }
+    }
+
+    /// A backstore is never asked for bytes beyond its own size, whatever the LUN's.
+    fn set_blocks(&self, size: u64) {
+        let size = size.min(self.capabilities().size);
+        self.blocks.set(self.in_blocks(size));
+    }
+
+    /// Replaces the names.
+    pub(super) fn set_identity(&self, identity: Identity) {
+        let changed = *self.identity.borrow() != identity;
+        if changed && self.identified.get() {
+            self.attention.establish(Condition::InquiryData);
+        }
+        self.identity.replace(identity);
+    }
+
+    /// There is a volatile cache, and it is on (WCE).
+    pub(super) fn write_cache(&self) -> bool {
+        self.capabilities().volatile_cache && self.mode.get().write_cache
+    }
+
+    /// Whether a write has to be durable before it ends: because it says so (`fua`), or because the
+    /// write cache is off.
+    pub(super) fn must_be_durable(&self, fua: bool) -> bool {
+        self.capabilities().volatile_cache && (fua || !self.mode.get().write_cache)
+    }
+
+    /// Whether the backstore itself makes single writes durable.
+    pub(super) fn has_native_fua(&self) -> bool {
+        self.capabilities().fua == Fua::Native
+    }
+}
