@@ -1,3 +1,0 @@
-//! `tcmuctl` sets up LUNs.
-
-fn main() {}

@@ -1,0 +1,202 @@
+//! `tcmuctl` sets up LUNs that a user-space daemon serves.
+
+mod args;
+mod output;
+
+use std::env;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{CommandFactory, Parser};
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use tcmu_configfs::{
+    BackstoreSpec, DeleteOptions, Error, HELPER_ARGUMENT, IscsiSpec, ResizeOptions, Roots, Tree,
+};
+
+use args::{Cli, Command, Common, Create};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let mut arguments = env::args_os().skip(1);
+    if arguments
+        .next()
+        .is_some_and(|first| first == HELPER_ARGUMENT)
+    {
+        tcmu_configfs::helper(arguments);
+        return ExitCode::SUCCESS;
+    }
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has gone: it had enough.
+        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Io(error)) => {
+            complain(&error.to_string());
+            ExitCode::from(FAILED)
+        }
+        Err(Failure::Tree(error)) => {
+            complain(&error.to_string());
+            ExitCode::from(if error.is_usage() { USAGE } else { FAILED })
+        }
+    }
+}
+
+/// Why a command did not do what it should.
+enum Failure {
+    Tree(Error),
+    Io(io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Tree(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Io(error)
+    }
+}
+
+/// Says something on standard error; that it may be closed is no reason to stop.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "tcmuctl: {text}");
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let as_json = cli.common.json;
+    match cli.command {
+        Command::Create(create) => {
+            let mut tree = tree(&cli.common)?;
+            if create.no_daemon_check {
+                tree = tree.without_daemon_check();
+            }
+            let backstore = tree.create(&spec(create))?;
+            if as_json {
+                output::json(&backstore)?
+            } else {
+                output::places(&backstore)?
+            }
+        }
+        Command::List => {
+            let backstores = tree(&cli.common)?.list()?;
+            if as_json {
+                output::json(&backstores)?
+            } else {
+                output::list(&backstores)?
+            }
+        }
+        Command::Show(select) => {
+            let details = tree(&cli.common)?.show(&select.name, select.hba)?;
+            if as_json {
+                output::json(&details)?
+            } else {
+                output::show(&details)?
+            }
+        }
+        Command::Delete(delete) => {
+            let name = delete.select.name;
+            let options = DeleteOptions {
+                force: delete.force,
+                hba: delete.select.hba,
+            };
+            tree(&cli.common)?.delete(&name, &options)?;
+            if as_json {
+                output::json(&json!({ "deleted": name }))?;
+            }
+        }
+        Command::Resize(resize) => {
+            let mut tree = tree(&cli.common)?;
+            if resize.no_daemon_check {
+                tree = tree.without_daemon_check();
+            }
+            let options = ResizeOptions {
+                shrink: resize.shrink,
+                hba: resize.select.hba,
+            };
+            let backstore = tree.resize(&resize.select.name, resize.size, &options)?;
+            if as_json {
+                output::json(&backstore)?;
+            } else {
+                writeln!(
+                    io::stdout(),
+                    "{} has {} bytes",
+                    backstore.name,
+                    backstore.size
+                )?;
+            }
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tcmuctl", &mut io::stdout());
+        }
+        Command::Man {
+            folder: Some(folder),
+        } => {
+            std::fs::create_dir_all(&folder)?;
+            clap_mangen::generate_to(Cli::command(), &folder)?;
+        }
+        Command::Man { folder: None } => {
+            clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?;
+        }
+    }
+    Ok(())
+}
+
+/// The tree that the common options describe.
+fn tree(common: &Common) -> Result<Tree, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let roots = common
+        .root
+        .as_deref()
+        .map_or_else(Roots::system, Roots::under);
+    Ok(Tree::at(roots)
+        .with_time_limit(common.timeout)
+        .with_progress(complain)
+        .with_interrupt(stop)
+        .in_processes(env::current_exe()?))
+}
+
+fn spec(create: Create) -> BackstoreSpec {
+    let mut spec = BackstoreSpec::new(create.name, create.handler, create.config)
+        .data_area_mb(create.data_area_mb)
+        .ring_mb(create.ring_mb)
+        .command_timeout(create.cmd_timeout);
+    if let Some(size) = create.size {
+        spec = spec.size(size);
+    }
+    if let Some(block_size) = create.block_size {
+        spec = spec.block_size(block_size);
+    }
+    if let Some(hba) = create.hba {
+        spec = spec.hba(hba);
+    }
+    if let Some(blocks) = create.max_sectors {
+        spec = spec.max_sectors(blocks);
+    }
+    if let Some(serial) = create.serial {
+        spec = spec.serial(serial);
+    }
+    if create.loopback {
+        spec = spec.loopback();
+    }
+    if let Some(iqn) = create.iscsi {
+        let mut iscsi = IscsiSpec::new(iqn);
+        if let Some(portal) = create.portal {
+            iscsi = iscsi.portal(portal);
+        }
+        if let Some(lun) = create.lun {
+            iscsi = iscsi.lun(lun);
+        }
+        spec = spec.iscsi(iscsi);
+    }
+    spec
+}

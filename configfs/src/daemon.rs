@@ -1,0 +1,205 @@
+//! Is somebody there who answers for TCMU devices?
+//!
+//! The kernel waits for a daemon's answer even when no daemon listens
+//! (`tcmu_netlink_event_send` in `drivers/target/target_core_user.c`), so it has to be known
+//! before `enable` is written.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_generic::GenlMessage;
+use netlink_packet_generic::ctrl::nlas::{GenlCtrlAttrs, McastGrpAttrs};
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_sys::protocols::NETLINK_GENERIC;
+use netlink_sys::{Socket, SocketAddr};
+use rustix::fs::{major, minor};
+
+use crate::roots::Roots;
+
+/// The file that the running daemon keeps locked.
+pub const PID_FILE: &str = "/run/tcmu-runner/tcmu-runner.pid";
+
+/// The daemon's process name; the C implementation's is the same.
+pub const PROCESS_NAME: &str = "tcmu-runner";
+
+/// Where the reader of an error finds the daemon's side of it.
+pub(crate) const LOG_HINT: &str = "The daemon's log (`journalctl -u tcmu-runner`)";
+
+/// TCMU's generic netlink family and its multicast group (`include/uapi/linux/target_core_user.h`).
+const FAMILY: &str = "TCM-USER";
+const GROUP: &str = "config";
+
+/// How a daemon was noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// A socket of this network namespace has joined TCMU's multicast group.
+    Subscribed,
+    /// The pid file is locked.
+    PidFile,
+    /// A process has the daemon's name: it may be starting, or listen in another network
+    /// namespace.
+    Process {
+        /// Its process id.
+        pid: u32,
+    },
+}
+
+/// Looks for a daemon that listens to TCMU; the surest sign found is returned.
+pub fn find(roots: &Roots) -> Option<Sign> {
+    let read = |name: &str| fs::read_to_string(roots.proc.join(name)).unwrap_or_default();
+    if roots.is_system()
+        && let Ok(Some(group)) = config_group()
+        && has_subscriber(&read("net/netlink"), group)
+    {
+        return Some(Sign::Subscribed);
+    }
+    if let Ok(meta) = fs::metadata(&roots.pid_file)
+        && is_locked(&read("locks"), meta.dev(), meta.ino())
+    {
+        return Some(Sign::PidFile);
+    }
+    process_named(&roots.proc, PROCESS_NAME).map(|pid| Sign::Process { pid })
+}
+
+/// The number of TCMU's multicast group; `None` if the kernel has no such family.
+fn config_group() -> io::Result<Option<u32>> {
+    let mut request = GenlMessage::from_payload(GenlCtrl {
+        cmd: GenlCtrlCmd::GetFamily,
+        nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())],
+    });
+    request.finalize();
+    let mut message = NetlinkMessage::from(request);
+    message.header.flags = NLM_F_REQUEST;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+
+    let mut socket = Socket::new(NETLINK_GENERIC)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let answer =
+        NetlinkMessage::<GenlMessage<GenlCtrl>>::deserialize(&answer).map_err(io::Error::other)?;
+    let NetlinkPayload::InnerMessage(family) = answer.payload else {
+        return Ok(None);
+    };
+    Ok(family
+        .payload
+        .nlas
+        .iter()
+        .find_map(|attribute| match attribute {
+            GenlCtrlAttrs::McastGroups(groups) => groups.iter().find_map(|group| {
+                let named = group
+                    .iter()
+                    .any(|a| matches!(a, McastGrpAttrs::Name(n) if n == GROUP));
+                group.iter().find_map(|a| match a {
+                    McastGrpAttrs::Id(id) if named => Some(*id),
+                    _ => None,
+                })
+            }),
+            _ => None,
+        }))
+}
+
+/// Whether `/proc/net/netlink` shows a generic netlink socket in this multicast group.
+///
+/// The file shows the first 32 groups only: of a higher one, nothing can be said.
+fn has_subscriber(table: &str, group: u32) -> bool {
+    let Some(bit) = group
+        .checked_sub(1)
+        .and_then(|shift| 1_u32.checked_shl(shift))
+    else {
+        return false;
+    };
+    table.lines().skip(1).any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let protocol = fields.next().and_then(|f| f.parse::<isize>().ok());
+        let groups = fields.nth(1).and_then(|f| u32::from_str_radix(f, 16).ok());
+        protocol == Some(NETLINK_GENERIC) && groups.is_some_and(|groups| groups & bit != 0)
+    })
+}
+
+/// Whether `/proc/locks` shows a lock, of any kind, on this file.
+///
+/// Looking there rather than trying to lock leaves a daemon alone that is about to.
+fn is_locked(table: &str, device: u64, inode: u64) -> bool {
+    let id = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Waiting for a lock is shown by an arrow, and is not holding it.
+        fields.get(1) != Some(&"->") && fields.contains(&id.as_str())
+    })
+}
+
+/// A process of this name.
+fn process_named(proc: &Path, name: &str) -> Option<u32> {
+    fs::read_dir(proc).ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        (comm.trim_end() == name).then_some(pid)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETLINK: &str = "\
+sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
+0000000000000000 0   0          00000000 0        0        0     2        0        3
+0000000000000000 15  1234       00000010 0        0        0     2        0        3812
+0000000000000000 16  2          00000008 0        0        0     2        0        4
+0000000000000000 16  1234       00000012 0        0        0     2        0        3812
+";
+
+    #[test]
+    fn a_subscriber_is_a_generic_netlink_socket_with_the_groups_bit() {
+        assert!(has_subscriber(NETLINK, 5));
+        assert!(has_subscriber(NETLINK, 4));
+        assert!(!has_subscriber(NETLINK, 6));
+        assert!(!has_subscriber(NETLINK, 0));
+        assert!(!has_subscriber(NETLINK, 33));
+        let only_other_protocols = NETLINK.replace(" 16 ", " 12 ");
+        assert!(!has_subscriber(&only_other_protocols, 5));
+        assert!(!has_subscriber("", 5));
+    }
+
+    #[test]
+    fn a_lock_that_is_held_counts_and_one_that_waits_does_not() {
+        let device = rustix::fs::makedev(0, 0x1a);
+        for kind in ["FLOCK  ADVISORY ", "OFDLCK ADVISORY ", "POSIX  ADVISORY "] {
+            let table = format!("1: {kind} WRITE 77 00:1a:5678 0 EOF\n");
+            assert!(is_locked(&table, device, 5678), "{table}");
+            assert!(!is_locked(&table, device, 567));
+            assert!(!is_locked(&table, rustix::fs::makedev(0, 0x1b), 5678));
+        }
+        let waiting = "1: -> FLOCK  ADVISORY  WRITE 77 00:1a:5678 0 EOF\n";
+        assert!(!is_locked(waiting, device, 5678));
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_whole_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (pid, comm) in [
+            ("self", "tcmu-runner"),
+            ("12", "tcmu-runner-x"),
+            ("9", "sh"),
+        ] {
+            fs::create_dir(folder.path().join(pid)).expect("a folder");
+            fs::write(folder.path().join(pid).join("comm"), format!("{comm}\n")).expect("written");
+        }
+        assert_eq!(process_named(folder.path(), PROCESS_NAME), None);
+        fs::write(folder.path().join("9/comm"), "tcmu-runner\n").expect("written");
+        assert_eq!(process_named(folder.path(), PROCESS_NAME), Some(9));
+    }
+
+    #[test]
+    fn the_kernels_answer_about_the_family_is_understood() {
+        // With the family or without: asking must not fail, nor hang.
+        config_group().expect("generic netlink answers");
+    }
+}
