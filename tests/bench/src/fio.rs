@@ -21,8 +21,6 @@ pub fn arguments(job: Job, device: &Path, runtime_ms: u64, output: &Path) -> Vec
         format!("--runtime={runtime_ms}ms"),
         // Without a map of visited blocks fio itself costs less.
         "--norandommap".to_owned(),
-        // Calibrating the TSC at every start takes long in an emulated guest.
-        "--clocksource=clock_gettime".to_owned(),
         "--output-format=json".to_owned(),
         format!("--output={}", output.display()),
     ]

@@ -35,6 +35,16 @@ pub struct Sample {
     pub fio_cpu_s: f64,
 }
 
+/// How system calls were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// By the kernel's trace events.
+    TraceEvents,
+    /// By strace, which slows the daemon and so makes its batches larger.
+    Strace,
+}
+
 /// System calls of a daemon during one fio run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SyscallCount {
@@ -44,6 +54,8 @@ pub struct SyscallCount {
     pub calls: u64,
     /// Requests that fio completed meanwhile.
     pub commands: u64,
+    /// How they were counted.
+    pub method: Method,
 }
 
 /// The machine that was measured on.
@@ -53,6 +65,8 @@ pub struct Machine {
     pub processor: String,
     /// The host's kernel release.
     pub host_kernel: String,
+    /// The host's load average of one minute before the guest was started: what else was going on.
+    pub load_before: String,
     /// The rig's name of the guest kernel.
     pub rig_kernel: String,
     /// The guest's kernel release.

@@ -151,7 +151,7 @@ impl Judge<'_> {
 mod tests {
     use super::*;
     use crate::plan::Placement;
-    use crate::record::SyscallCount;
+    use crate::record::{Method, SyscallCount};
     use crate::stats::tests::{DEEP, record, sample};
 
     fn find<'a>(verdicts: &'a [Verdict], what: &str) -> &'a Verdict {
@@ -200,11 +200,13 @@ mod tests {
                 run: slow.run,
                 calls: 900,
                 commands: 1000,
+                method: Method::TraceEvents,
             },
             SyscallCount {
                 run: fast.run,
                 calls: 100,
                 commands: 1000,
+                method: Method::TraceEvents,
             },
         ];
         let verdicts = judge(&record, &Summaries::of(&record));

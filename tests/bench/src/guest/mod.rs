@@ -239,10 +239,11 @@ fn count_syscalls(
                     placement,
                     job,
                 };
-                let counter = match syscalls::Counter::start(pid) {
+                let counter = match syscalls::Counter::start(pid, Path::new(FOLDER)) {
                     Ok(counter) => counter,
                     Err(error) => return lines.write(&Line::NoSyscalls(format!("{error:#}"))),
                 };
+                let method = counter.method();
                 let outcome = cpu::bind(pid, placement.daemon_cpu())
                     .and_then(|()| run_fio(plan, run, device));
                 let calls = counter.stop()?;
@@ -251,6 +252,7 @@ fn count_syscalls(
                         run,
                         calls,
                         commands: fio.commands,
+                        method,
                     }))?,
                     Err(error) => lines.failed(candidate, &error.context(format!("{run}")))?,
                 }

@@ -49,8 +49,11 @@ impl<'a> Bench<'a> {
             Candidate::Fileio => self.serve_fileio()?,
             Candidate::Nullio => self.serve_nullio()?,
             Candidate::Loop => self.serve_loop()?,
-            Candidate::File => self.serve_ours("file", true)?,
-            Candidate::Null => self.serve_ours("null", false)?,
+            Candidate::File => {
+                let image = self.image.display().to_string();
+                self.serve_ours("file", &image)?
+            }
+            Candidate::Null => self.serve_ours("null", "bench")?,
         };
         lio::same_queue(&device)?;
         Ok(device)
@@ -202,23 +205,21 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn serve_ours(&mut self, handler: &str, on_image: bool) -> Result<PathBuf> {
+    fn serve_ours(&mut self, handler: &str, config: &str) -> Result<PathBuf> {
         let programs = self.plan.ours.as_ref().context("not built")?;
         if self.ours.is_none() {
             let mut command = Command::new(programs.join("tcmu-runner"));
             command.args(["--no-dbus", "--log-level", "info"]);
-            self.ours = Some(Daemon::start("tcmu-runner", &mut command, self.folder)?);
+            self.ours = Some(Daemon::start("ours", &mut command, self.folder)?);
         }
         let daemon = self.ours.as_mut().context("just started")?;
         let mut command = Command::new(programs.join("tcmuctl"));
         command
             .arg("create")
             .arg(format!("bench-{handler}"))
-            .args(["--handler", handler, "--loopback", "--size"])
-            .arg((self.plan.image_mib << 20).to_string());
-        if on_image {
-            command.arg("--config").arg(&self.image);
-        }
+            .args(["--handler", handler, "--config", config, "--loopback"])
+            .args(["--size", &(self.plan.image_mib << 20).to_string()])
+            .args(["--max-sectors", &HW_MAX_SECTORS.to_string()]);
         let said = bounded("tcmuctl create", LIMIT, move || {
             // It refuses while the daemon is not yet listening.
             wait_for("create", LIMIT / 3, || {

@@ -44,6 +44,7 @@ pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
         fs::remove_file(&lines).context("the lines of an earlier run")?;
     }
 
+    let load_before = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let outcome = Guest::builder(std::env::current_exe().context("this program's path")?)
         .arg("guest")
         .arg(plan_file.display().to_string())
@@ -67,6 +68,7 @@ pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
             .release()
             .to_string_lossy()
             .into_owned(),
+        load_before: load_before.split(' ').next().unwrap_or_default().to_owned(),
         rig_kernel: kernel.to_string(),
         ..Machine::default()
     };

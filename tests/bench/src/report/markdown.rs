@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::plan::{Candidate, Job};
-use crate::record::Record;
+use crate::record::{Method, Record};
 use crate::stats::{Spread, Summaries};
 use crate::targets::{Bound, Verdict};
 
@@ -30,7 +30,8 @@ fn header(out: &mut String, record: &Record) {
     let (machine, plan) = (&record.machine, &record.plan);
     line!(
         out,
-        "Measured in `{}` (Linux {}, {} CPUs, {} MiB) on {}, host Linux {}; {}. {} rounds of \
+        "Measured in `{}` (Linux {}, {} CPUs, {} MiB) on {}, host Linux {}, its load \
+         {} before the start; {}. {} rounds of \
          {:.1} s, candidates interleaved; one image of {} MiB in tmpfs for all.",
         machine.rig_kernel,
         machine.guest_kernel,
@@ -38,6 +39,7 @@ fn header(out: &mut String, record: &Record) {
         machine.memory_mib,
         machine.processor,
         machine.host_kernel,
+        machine.load_before,
         machine.fio,
         plan.rounds,
         plan.runtime_ms as f64 / 1000.0,
@@ -115,16 +117,20 @@ fn syscalls(out: &mut String, record: &Record) {
     }
     line!(
         out,
-        "\n### System calls of the daemon per command\n\n| job | daemon | placement | calls | \
-         commands | per command |\n| --- | --- | --- | --: | --: | --: |"
+        "\n### System calls of the daemon per command\n\n| job | daemon | placement | counted by | \
+         calls | commands | per command |\n| --- | --- | --- | --- | --: | --: | --: |"
     );
     for count in &record.syscalls {
         line!(
             out,
-            "| {} | {} | {} | {} | {} | {:.3} |",
+            "| {} | {} | {} | {} | {} | {} | {:.3} |",
             count.run.job,
             count.run.candidate.title(),
             count.run.placement.title(count.run.candidate),
+            match count.method {
+                Method::TraceEvents => "trace events",
+                Method::Strace => "strace",
+            },
             count.calls,
             count.commands,
             count.calls as f64 / count.commands as f64,
