@@ -19,6 +19,9 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(120, 120, 120),
 ];
 
+/// Pixels right of the plot for the candidates' names.
+const LEGEND_WIDTH: u32 = 240;
+
 /// What a plot shows.
 struct Subject {
     file: &'static str,
@@ -144,11 +147,12 @@ fn draw(
     candidates: &[Candidate],
     bars: &[Bar],
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let width = 220 + 150 * jobs.len().max(4) as u32;
-    let root = SVGBackend::new(path, (width, 480)).into_drawing_area();
+    let width = 100 + 150 * jobs.len().max(4) as u32;
+    let root = SVGBackend::new(path, (width + LEGEND_WIDTH, 480)).into_drawing_area();
     root.fill(&WHITE)?;
+    let (plot, legend) = root.split_horizontally(width);
     let top = bars.iter().map(|bar| bar.value.max).fold(0.0, f64::max) * 1.05;
-    let mut chart = ChartBuilder::on(&root)
+    let mut chart = ChartBuilder::on(&plot)
         .caption(
             format!("{} ({subtitle})", subject.title),
             ("sans-serif", 20),
@@ -161,34 +165,39 @@ fn draw(
         .configure_mesh()
         .disable_x_mesh()
         .disable_x_axis()
+        .max_light_lines(0)
         .y_desc(subject.unit)
+        .y_label_formatter(&|value| format!("{value:.0}"))
+        .label_style(("sans-serif", 15))
         .draw()?;
-    for &candidate in candidates {
-        let colour = colour(candidate);
-        let own: Vec<&Bar> = bars
-            .iter()
-            .filter(|bar| bar.candidate == candidate)
-            .collect();
-        if own.is_empty() {
-            continue;
-        }
-        chart
-            .draw_series(own.iter().map(|bar| {
-                Rectangle::new(
-                    [(bar.left, 0.0), (bar.right, bar.value.median)],
-                    colour.filled(),
-                )
-            }))?
-            .label(candidate.title())
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
-        chart.draw_series(own.iter().map(|bar| {
-            let middle = f64::midpoint(bar.left, bar.right);
-            PathElement::new(
-                vec![(middle, bar.value.min), (middle, bar.value.max)],
-                BLACK,
-            )
-        }))?;
+    let shown = candidates
+        .iter()
+        .filter(|&&candidate| bars.iter().any(|bar| bar.candidate == candidate));
+    for (row, &candidate) in shown.enumerate() {
+        let y = 60 + 24 * row as i32;
+        legend.draw(&Rectangle::new(
+            [(8, y), (22, y + 14)],
+            colour(candidate).filled(),
+        ))?;
+        legend.draw_text(
+            candidate.title(),
+            &("sans-serif", 14).into_text_style(&legend),
+            (30, y),
+        )?;
     }
+    chart.draw_series(bars.iter().map(|bar| {
+        Rectangle::new(
+            [(bar.left, 0.0), (bar.right, bar.value.median)],
+            colour(bar.candidate).filled(),
+        )
+    }))?;
+    chart.draw_series(bars.iter().map(|bar| {
+        let middle = f64::midpoint(bar.left, bar.right);
+        PathElement::new(
+            vec![(middle, bar.value.min), (middle, bar.value.max)],
+            BLACK,
+        )
+    }))?;
     for (group, job) in jobs.iter().enumerate() {
         let (x, y) = chart.backend_coord(&(group as f64 + 0.5, 0.0));
         let style = ("sans-serif", 14).into_font().into_text_style(&root).pos(
@@ -199,12 +208,6 @@ fn draw(
         );
         root.draw_text(&job.to_string(), &style, (x, y + 10))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK)
-        .draw()?;
     root.present()?;
     Ok(())
 }
