@@ -202,3 +202,68 @@ fn a_device_is_as_large_as_it_is() {
     assert_eq!(image.capabilities().size, 2 * SIZE);
     write(&image, 7, 4096, 2 * SIZE - 4096, false).unwrap();
 }
+
+/// A file system whose direct I/O takes 4096 bytes at least, gone with the value.
+struct LargeSectors {
+    mounted: TempDir,
+    device: Loop,
+}
+
+impl LargeSectors {
+    fn mount(test: &str) -> Option<Self> {
+        let device = Loop::attach(test, &["-b", "4096"])?;
+        let mounted = tempdir().unwrap();
+        let run = |command: &mut Command| match command.output() {
+            Ok(output) if output.status.success() => true,
+            Ok(output) => {
+                skip(test, String::from_utf8_lossy(&output.stderr).trim());
+                false
+            }
+            Err(error) => {
+                skip(test, &format!("{command:?}: {error}"));
+                false
+            }
+        };
+        let done = run(Command::new("mkfs.ext4").arg("-q").arg(&device.device))
+            && run(Command::new("mount")
+                .arg(&device.device)
+                .arg(mounted.path()));
+        done.then_some(Self { mounted, device })
+    }
+}
+
+impl Drop for LargeSectors {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.mounted.path()).status();
+    }
+}
+
+#[test]
+fn direct_io_sets_the_least_block_size() {
+    let Some(disk) = LargeSectors::mount("direct_io_sets_the_least_block_size") else {
+        return;
+    };
+    let path = disk.mounted.path().join("image");
+    let direct = config(&path, ";create=on;direct=on");
+    let error = open(&direct, 65536, 512).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+    assert!(error.to_string().contains("direct=off"), "{error}");
+    assert!(!path.exists());
+    let image = open(&direct, 65536, 4096).unwrap();
+    assert_eq!(image.capabilities().block_size, 4096);
+    write(&image, 7, 4096, 4096, true).unwrap();
+    assert_eq!(read(&image, 8192, 0).unwrap()[4096..], [7; 4096]);
+    drop(image);
+    open(&config(&path, ""), 65536, 512).unwrap();
+}
+
+#[test]
+fn a_mounted_device_is_in_use() {
+    let Some(disk) = LargeSectors::mount("a_mounted_device_is_in_use") else {
+        return;
+    };
+    let config = disk.device.config("");
+    let error = open(&config, SIZE, 4096).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+    assert!(error.to_string().contains("mounted"), "{error}");
+}

@@ -274,3 +274,26 @@ fn a_full_disk_is_no_space() {
     write(&image, 8, 64 << 10, 128 << 10, false).unwrap();
     assert_eq!(read(&image, 64 << 10, 128 << 10).unwrap(), [8; 64 << 10]);
 }
+
+#[test]
+fn direct_io_is_tried_where_the_file_system_does_not_tell() {
+    let Some(dir) = on_tmpfs("direct_io_is_tried_where_the_file_system_does_not_tell") else {
+        return;
+    };
+    let path = dir.path().join("image");
+    match open(&config(&path, ";create=on;direct=on"), SIZE, BLOCK) {
+        Ok(image) => {
+            let least = image.capabilities().block_size;
+            assert!(least.is_power_of_two() && (512..=BLOCK).contains(&least));
+            write(&image, 7, least as usize, least.into(), true).unwrap();
+            let bytes = read(&image, 2 * least as usize, 0).unwrap();
+            assert_eq!(bytes[least as usize..], vec![7; least as usize]);
+        }
+        // Before Linux 6.6.
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+            assert!(error.to_string().contains("direct=off"), "{error}");
+            assert!(!path.exists());
+        }
+    }
+}
