@@ -1,2 +1,27 @@
 //! Serves TCMU LUNs: reactors, the SCSI device server, the daemon.
+//!
+//! [`main`] is the whole program; a custom handler needs no more than
+//!
+//! ```no_run
+//! # use tcmu_handler_null::NullHandler as MyHandler;
+//! fn main() -> std::process::ExitCode {
+//!     let mut handlers = tcmu_runner::Registry::new();
+//!     handlers.add(MyHandler);
+//!     tcmu_runner::main(handlers)
+//! }
+//! ```
 #![deny(missing_docs)]
+
+mod config;
+mod daemon;
+pub mod device_server;
+mod identity;
+mod log;
+mod program;
+mod reactor;
+mod registry;
+mod run_dir;
+
+pub use config::Config;
+pub use program::main;
+pub use registry::Registry;

@@ -1,3 +1,15 @@
-//! The daemon.
+//! The daemon with the project's own handlers.
 
-fn main() {}
+use std::process::ExitCode;
+
+use tcmu_handler_file::FileHandler;
+use tcmu_handler_null::NullHandler;
+use tcmu_handler_ram::RamHandler;
+
+fn main() -> ExitCode {
+    let mut handlers = tcmu_runner::Registry::new();
+    handlers.add(FileHandler);
+    handlers.add(NullHandler);
+    handlers.add(RamHandler);
+    tcmu_runner::main(handlers)
+}

@@ -1,0 +1,308 @@
+//! A LUN on its reactor: commands come out of the ring, become tasks, and go back as completions.
+
+use std::future::{Future, poll_fn};
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tcmu::cdb::Cdb;
+use tcmu::doorbell::Doorbell;
+use tcmu::ring::{Command, Completion, Entry, Ring};
+use tcmu::scsi::sense::SENSE_BUFFER_LEN;
+use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment};
+
+use super::memory::SharedMemory;
+use super::ready::{ReadyQueue, TaskId};
+use super::tasks::Tasks;
+use crate::device_server::{LogicalUnit, Request, Response};
+use crate::identity::LateNames;
+
+/// Something to be done once, apart from commands.
+pub(crate) type Errand = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Is told how an errand ended; called on the reactor's thread.
+pub(crate) type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// A LUN, whatever its backstore is.
+pub(crate) trait Lun {
+    /// What people call it.
+    fn name(&self) -> &str;
+
+    /// The uio device: readable when commands wait; a write kicks the kernel.
+    fn device(&self) -> &dyn Doorbell;
+
+    /// Fetches all new commands and starts them.
+    fn fetch(&mut self);
+
+    /// Runs the task in `slot` a step further.
+    fn step(&mut self, slot: u32);
+
+    /// Shows the kernel what has been completed since the last time. `forgotten` says whether the
+    /// engine still runs operations that nobody waits for. Returns whether to kick.
+    fn publish(&mut self, forgotten: bool) -> bool;
+
+    /// How many commands have been fetched and not completed.
+    fn in_flight(&self) -> usize;
+
+    /// Stops fetching.
+    fn quiesce(&mut self);
+
+    /// Whether the ring cannot be read any further.
+    fn is_broken(&self) -> bool;
+
+    /// How many commands have been completed.
+    fn completed(&self) -> u64;
+
+    /// An errand that makes the LUN `size` bytes large.
+    fn resize(&self, size: u64, done: Done) -> Errand;
+
+    /// An errand that switches the write cache.
+    fn set_write_cache(&self, enabled: bool, done: Done) -> Errand;
+
+    /// Closes the backstore.
+    fn close(&self) -> Pin<Box<dyn Future<Output = Result<(), Error>>>>;
+}
+
+/// What a reactor gives to its LUNs.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) io: Io,
+    pub(crate) ready: Arc<ReadyQueue>,
+    /// The LUN's place in the reactor.
+    pub(crate) place: u32,
+}
+
+/// The LUN `name` on `device`: `ring` serves `unit`.
+pub(crate) fn lun<B: Backstore>(
+    name: String,
+    device: Box<dyn Doorbell>,
+    ring: Ring,
+    unit: LogicalUnit<B>,
+    names: Option<LateNames>,
+    context: Context,
+) -> Box<dyn Lun> {
+    let unit = Rc::new(unit);
+    let names = names.map(Rc::new);
+    let memory: Arc<dyn Memory> = Arc::new(SharedMemory::new(Arc::clone(ring.memory())));
+    let (server, io) = (Rc::clone(&unit), context.io.clone());
+    let serve = move |cdb: Cdb, buffer: OwnedBuffer| {
+        let (server, io) = (Rc::clone(&server), io.clone());
+        let names = names
+            .as_ref()
+            .filter(|names| names.are_asked_by(&cdb))
+            .map(Rc::clone);
+        async move {
+            if let Some(names) = names {
+                names.complete(&io, &server).await;
+            }
+            let request = Request {
+                cdb: &cdb,
+                data: buffer.view(),
+            };
+            let response = server.execute(&io, request).await;
+            (response, buffer)
+        }
+    };
+    Box::new(Served {
+        name,
+        device,
+        ring,
+        unit,
+        memory,
+        context,
+        serve,
+        tasks: Tasks::new(),
+        commands: Vec::new(),
+        spare: Vec::new(),
+        failed: Vec::new(),
+        quiescent: false,
+        broken: false,
+        completed: 0,
+    })
+}
+
+struct Served<B, F, S> {
+    name: String,
+    device: Box<dyn Doorbell>,
+    ring: Ring,
+    unit: Rc<LogicalUnit<B>>,
+    memory: Arc<dyn Memory>,
+    context: Context,
+    /// Makes the task of a command.
+    serve: S,
+    tasks: Tasks<F>,
+    /// The command of each task, by slot.
+    commands: Vec<Option<Command>>,
+    /// Lists of segments to be used again.
+    spare: Vec<Vec<Segment>>,
+    /// Commands whose task panicked. They are answered when nothing runs that could still touch
+    /// their memory.
+    failed: Vec<Command>,
+    quiescent: bool,
+    broken: bool,
+    completed: u64,
+}
+
+impl<B, F, S> Served<B, F, S>
+where
+    B: Backstore,
+    F: Future<Output = (Response, OwnedBuffer)>,
+    S: Fn(Cdb, OwnedBuffer) -> F,
+{
+    fn start(&mut self, command: Command) {
+        let mut segments = self.spare.pop().unwrap_or_default();
+        segments.clear();
+        segments.extend(command.data().iter().map(|from| Segment {
+            offset: from.offset,
+            len: from.len,
+        }));
+        let buffer = match OwnedBuffer::new(Arc::clone(&self.memory), segments) {
+            Ok(buffer) => buffer,
+            Err(error) => {
+                tracing::error!(lun = %self.name, %error, "a command's memory is not in the ring's mapping");
+                return; // Dropping the command answers it with HARDWARE ERROR.
+            }
+        };
+        let task = (self.serve)(command.cdb().clone(), buffer);
+        let Context { ready, place, .. } = &self.context;
+        let slot = self.tasks.insert(task, |slot| {
+            ready.waker(TaskId::Command { lun: *place, slot })
+        });
+        if self.commands.len() <= slot as usize {
+            self.commands.resize_with(slot as usize + 1, || None);
+        }
+        self.commands[slot as usize] = Some(command);
+        self.step(slot);
+    }
+
+    fn finish(&mut self, slot: u32, response: &Response, buffer: OwnedBuffer) {
+        if let Some(command) = self.commands[slot as usize].take() {
+            let mut bytes = [0; SENSE_BUFFER_LEN];
+            let len = match &response.sense {
+                Some(sense) => sense.write_to(&mut bytes, self.unit.descriptor_sense()),
+                None => 0,
+            };
+            let completion = Completion {
+                status: response.status.code(),
+                sense: &bytes[..len],
+                read_len: response.read_len,
+            };
+            self.ring.complete(command, completion);
+            self.completed += 1;
+        }
+        self.spare.push(buffer.into_segments());
+    }
+}
+
+impl<B, F, S> Lun for Served<B, F, S>
+where
+    B: Backstore,
+    F: Future<Output = (Response, OwnedBuffer)>,
+    S: Fn(Cdb, OwnedBuffer) -> F,
+{
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device(&self) -> &dyn Doorbell {
+        &*self.device
+    }
+
+    fn fetch(&mut self) {
+        while !self.quiescent && !self.broken {
+            match self.ring.next() {
+                Ok(Some(Entry::Command(command))) => self.start(command),
+                // The kernel waits for the aborted commands to complete, and they do.
+                Ok(Some(Entry::TaskManagement(request))) => {
+                    tracing::info!(lun = %self.name, ?request, "task management");
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(lun = %self.name, %error, "the command ring is damaged");
+                    self.broken = true;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, slot: u32) {
+        match catch_unwind(AssertUnwindSafe(|| self.tasks.poll(slot))) {
+            Ok(Poll::Pending) => {}
+            Ok(Poll::Ready((response, buffer))) => self.finish(slot, &response, buffer),
+            Err(_) => {
+                tracing::error!(lun = %self.name, "a command failed with a panic; its initiator gets HARDWARE ERROR");
+                self.tasks.discard(slot);
+                self.failed.extend(self.commands[slot as usize].take());
+            }
+        }
+    }
+
+    fn publish(&mut self, forgotten: bool) -> bool {
+        if !forgotten {
+            self.failed.clear();
+        }
+        self.ring.publish()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.tasks.len() + self.failed.len()
+    }
+
+    fn quiesce(&mut self) {
+        self.quiescent = true;
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    fn resize(&self, size: u64, done: Done) -> Errand {
+        let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+        Box::pin(async move {
+            let resized = caught(async {
+                unit.backstore().resize(&io, size).await?;
+                unit.set_size(size);
+                Ok(())
+            });
+            done(resized.await);
+        })
+    }
+
+    fn set_write_cache(&self, enabled: bool, done: Done) -> Errand {
+        let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+        Box::pin(async move {
+            done(caught(async { unit.set_write_cache(&io, enabled).await }).await);
+        })
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = Result<(), Error>>>> {
+        let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+        Box::pin(async move { caught(async { unit.backstore().close(&io).await }).await })
+    }
+}
+
+/// `future`, with a panic of the backstore's made an error.
+async fn caught(future: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))).unwrap_or_else(|_| {
+            Poll::Ready(Err(Error::new(
+                ErrorKind::Internal,
+                "the backstore panicked",
+            )))
+        })
+    })
+    .await
+}
+
+/// The file descriptor of a LUN's device.
+pub(crate) fn device_fd(lun: &dyn Lun) -> RawFd {
+    lun.device().poll_fd().as_raw_fd()
+}

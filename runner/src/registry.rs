@@ -1,0 +1,145 @@
+//! The handlers of a runner, by subtype.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use tcmu::configfs::BackstoreDir;
+use tcmu::mapping::Mapping;
+use tcmu::ring::Ring;
+use tcmu::uio::Uio;
+use tcmu_handler::{Config, Error, ErrorKind, Handler, OpenRequest};
+
+use crate::device_server::{Geometry, LogicalUnit};
+use crate::identity::{IdentitySource, LateNames};
+use crate::reactor::{self, MakeLun};
+
+/// The handlers of a runner.
+#[derive(Default)]
+pub struct Registry {
+    handlers: BTreeMap<String, Box<dyn AnyHandler>>,
+}
+
+impl Registry {
+    /// No handlers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a handler; it takes the place of one with the same subtype.
+    pub fn add(&mut self, handler: impl Handler) {
+        self.handlers
+            .insert(handler.subtype().to_owned(), Box::new(handler));
+    }
+
+    /// The subtypes and what their configuration strings look like, in alphabetical order.
+    pub fn help(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.handlers
+            .iter()
+            .map(|(subtype, handler)| (subtype.as_str(), handler.help()))
+    }
+
+    /// Whether there is a handler of exactly this subtype.
+    pub(crate) fn serves(&self, subtype: &str) -> bool {
+        self.handlers.contains_key(subtype)
+    }
+
+    /// Opens the image of a device. Blocks as long as the handler does.
+    pub(crate) fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
+        let subtype = &device.uio.name().subtype;
+        match self.handlers.get(subtype) {
+            Some(handler) => handler.open(device),
+            None => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("there is no handler for the subtype \"{subtype}\""),
+            )),
+        }
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.handlers.keys()).finish()
+    }
+}
+
+/// A device that is open and mapped, and what the kernel says of it.
+pub(crate) struct OpenDevice {
+    pub(crate) uio: Uio,
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) backstore: BackstoreDir,
+}
+
+/// A handler, whatever its backstores are.
+trait AnyHandler: Send + Sync {
+    fn help(&self) -> &str;
+    fn open(&self, device: OpenDevice) -> Result<MakeLun, Error>;
+}
+
+impl<H: Handler> AnyHandler for H {
+    fn help(&self) -> &str {
+        Handler::help(self)
+    }
+
+    fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
+        let OpenDevice {
+            uio,
+            mapping,
+            backstore: dir,
+        } = device;
+        let attribute = |what| move |error| Error::os(format!("reading the LUN's {what}"), error);
+        let config: Config = uio.name().config.parse()?;
+        let size = dir.size().map_err(attribute("size"))?;
+        let block_size = dir.block_size().map_err(attribute("block size"))?;
+        let max_sectors = dir
+            .hw_max_sectors()
+            .map_err(attribute("longest transfer"))?;
+        let write_cache = dir.write_cache().map_err(attribute("write cache"))?;
+        let block_size = NonZeroU32::new(block_size)
+            .filter(|size| (512..=65536).contains(&size.get()) && size.is_power_of_two())
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidConfig,
+                    format!("a block size of {block_size} bytes is not a power of two from 512 on"),
+                )
+            })?;
+        if size == 0 || size % u64::from(block_size.get()) != 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("a size of {size} bytes is not a multiple of the block size, {block_size}"),
+            ));
+        }
+        let backstore = Handler::open(
+            self,
+            &OpenRequest {
+                config,
+                size,
+                block_size: block_size.get(),
+            },
+        )?;
+        let name = uio.name().name.clone();
+        let source = IdentitySource::new(name.clone(), dir);
+        let identity = source.read();
+        let geometry = Geometry {
+            size,
+            block_size,
+            max_transfer_blocks: max_sectors,
+        };
+        Ok(Box::new(move |context| {
+            let ring = Ring::new(mapping).map_err(|error| {
+                Error::new(ErrorKind::Internal, "the command ring cannot be used")
+                    .with_source(error)
+            })?;
+            let names = LateNames::after(&identity, source);
+            let unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+            Ok(reactor::lun(
+                name,
+                Box::new(uio),
+                ring,
+                unit,
+                names,
+                context,
+            ))
+        }))
+    }
+}

@@ -1,0 +1,113 @@
+//! What the daemon leaves under `/run`: its lock, and notes for its successor.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use rustix::fs::FlockOperation;
+use tcmu::discovery::DeviceName;
+
+/// The daemon's folder in `/run`.
+const PATH: &str = "/run/tcmu-runner";
+
+/// The locked folder of the one daemon of this machine.
+///
+/// The lock lives as long as the process, so a dead predecessor never stands in the way.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    path: PathBuf,
+    /// Holds the lock.
+    _pid_file: File,
+}
+
+impl RunDir {
+    /// Takes the lock of `tcmu-runner.pid` and writes the process id into it.
+    pub(crate) fn lock() -> anyhow::Result<Self> {
+        Self::lock_at(PathBuf::from(PATH))
+    }
+
+    fn lock_at(path: PathBuf) -> anyhow::Result<Self> {
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o755)
+            .create(path.join("drained"))
+            .with_context(|| format!("creating {}", path.display()))?;
+        let pid_path = path.join("tcmu-runner.pid");
+        let mut pid_file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&pid_path)
+            .with_context(|| format!("opening {}", pid_path.display()))?;
+        match rustix::fs::flock(&pid_file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                pid_file.read_to_string(&mut pid).ok();
+                anyhow::bail!(
+                    "another tcmu-runner is running (process {}): it holds the lock on {}",
+                    pid.trim(),
+                    pid_path.display()
+                );
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("locking {}", pid_path.display()));
+            }
+        }
+        pid_file.set_len(0)?;
+        writeln!(pid_file, "{}", std::process::id())?;
+        Ok(Self {
+            path,
+            _pid_file: pid_file,
+        })
+    }
+
+    /// Notes that nothing of this device's ring is in flight: what stands between its tail and its
+    /// head was never fetched.
+    pub(crate) fn note_drained(&self, device: &DeviceName) -> io::Result<()> {
+        fs::write(self.drained(device), "")
+    }
+
+    /// Takes back a note that the device's ring was drained. Returns whether there was one.
+    pub(crate) fn take_drained(&self, device: &DeviceName) -> bool {
+        fs::remove_file(self.drained(device)).is_ok()
+    }
+
+    fn drained(&self, device: &DeviceName) -> PathBuf {
+        self.path
+            .join("drained")
+            .join(format!("{}.{}", device.hba, device.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_one_daemon() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = RunDir::lock_at(folder.path().to_owned()).unwrap();
+        let error = RunDir::lock_at(folder.path().to_owned())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        RunDir::lock_at(folder.path().to_owned()).unwrap();
+    }
+
+    #[test]
+    fn a_note_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::lock_at(folder.path().to_owned()).unwrap();
+        let device: DeviceName = "tcm-user/3/disk/file//x".parse().unwrap();
+        assert!(!run_dir.take_drained(&device));
+        run_dir.note_drained(&device).unwrap();
+        assert!(run_dir.take_drained(&device));
+        assert!(!run_dir.take_drained(&device));
+    }
+}
