@@ -10,6 +10,44 @@
 //! Where the kernel does not offer that, each response goes to its own entry, and `cmd_tail` waits
 //! for the oldest. [`Ring::publish`] moves `cmd_tail` over all that is answered, once for a whole
 //! batch. Entries that need no answer are stepped over on the way.
+//!
+//! One turn of a device's life, with the mock kernel (feature `mock`) for a device:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use tcmu::doorbell::Doorbell;
+//! use tcmu::mock::{Config, Data, MockKernel};
+//! use tcmu::ring::{Completion, Entry, Ring};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (mut kernel, device) = MockKernel::new(Config::default())?;
+//! let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+//! kernel.submit(&read, Data::In(512))?;
+//!
+//! let mut ring = Ring::new(Arc::clone(device.memory()))?;
+//! // ... once `device.poll_fd()` is readable:
+//! device.clear()?;
+//! while let Some(entry) = ring.next()? {
+//!     match entry {
+//!         Entry::Command(command) => {
+//!             for segment in command.data() {
+//!                 ring.memory().fill(segment.offset, segment.len, 0xda)?;
+//!             }
+//!             ring.complete(command, Completion::GOOD);
+//!         }
+//!         Entry::TaskManagement(notice) => println!("{:?}", notice.kind),
+//!     }
+//! }
+//! if ring.publish() {
+//!     device.kick()?;
+//! }
+//!
+//! assert!(kernel.wait_kick()?);
+//! assert_eq!(kernel.reap()[0].data_in, [0xda; 512]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod command;
 mod error;
