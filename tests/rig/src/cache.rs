@@ -54,6 +54,20 @@ pub(crate) fn lock(waiting: impl FnOnce()) -> Result<File, Error> {
     Ok(file)
 }
 
+const UNFINISHED: &str = ".making-";
+
+/// Removes what a killed build left. Only for whoever holds the lock.
+pub(crate) fn sweep() -> Result<(), Error> {
+    let dir = kernels()?;
+    for entry in fs::read_dir(&dir).path_context("read", &dir)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).path_context("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
 /// A folder being made; becomes an entry of the cache in one step when complete, and is removed if
 /// it never is.
 pub(crate) struct Entry(tempfile::TempDir);
@@ -63,7 +77,7 @@ impl Entry {
         let dir = kernels()?;
         fs::create_dir_all(&dir).path_context("create", &dir)?;
         tempfile::Builder::new()
-            .prefix(".making-")
+            .prefix(UNFINISHED)
             .tempdir_in(&dir)
             .map(Entry)
             .path_context("create a folder in", &dir)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::Error;
+use crate::init::kernel_release;
 use crate::{built, debian_image};
 
 /// The environment variable that chooses the kernel.
@@ -50,6 +51,43 @@ impl Kernel {
         }
     }
 
+    /// The Debian packages that preparing and booting it needs on this machine.
+    pub fn packages(self) -> &'static [&'static str] {
+        match self {
+            Kernel::Uml => &["iproute2", "kmod", "user-mode-linux"],
+            Kernel::UmlBuilt => built::PACKAGES,
+            Kernel::Qemu => debian_image::PACKAGES,
+            Kernel::Host => &["iproute2", "kmod"],
+        }
+    }
+
+    /// Makes it ready to boot: builds or downloads what is not in the cache yet. `say` gets a line
+    /// for each step. Returns where the kernel is, for people.
+    ///
+    /// # Errors
+    /// If something it needs is missing or a step fails. What was there before stays.
+    pub fn prepare(self, mut say: impl FnMut(&str)) -> Result<String, Error> {
+        match self {
+            Kernel::UmlBuilt => Ok(built::build(&mut say)?.display().to_string()),
+            Kernel::Qemu => Ok(debian_image::fetch(&mut say)?.display().to_string()),
+            Kernel::Uml => Ok(self.find()?.image.display().to_string()),
+            Kernel::Host => Ok(format!("Linux {}", kernel_release())),
+        }
+    }
+
+    /// Whether it can be booted without [`prepare`](Self::prepare).
+    ///
+    /// # Errors
+    /// If there is no place for a cache.
+    pub fn is_ready(self) -> Result<bool, Error> {
+        Ok(match self {
+            Kernel::UmlBuilt => built::cached()?.is_some(),
+            Kernel::Qemu => debian_image::cached()?.is_some(),
+            Kernel::Uml => self.find().is_ok(),
+            Kernel::Host => Path::new("/sys/module/target_core_user").exists(),
+        })
+    }
+
     /// Finds its files on this machine.
     pub(crate) fn find(self) -> Result<Bootable, Error> {
         match self {
@@ -65,6 +103,7 @@ impl Kernel {
                     kernel: self,
                     image: image.into(),
                     modules_dir: Some("/usr/lib/uml/modules".into()),
+                    initramfs: None,
                 })
             }
             Kernel::UmlBuilt => built::cached()?
@@ -106,4 +145,6 @@ pub(crate) struct Bootable {
     pub image: PathBuf,
     /// Holds `<release>/`.
     pub modules_dir: Option<PathBuf>,
+    /// What qemu loads beside the kernel.
+    pub initramfs: Option<PathBuf>,
 }

@@ -15,8 +15,10 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod apt;
 mod built;
 mod cache;
+mod command;
 mod console;
 mod debian_image;
 mod error;
