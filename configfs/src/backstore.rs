@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::export::Export;
+use crate::size::DEFAULT_BLOCK_SIZE;
 use crate::tree::Tree;
 
 /// Whether a backstore can serve, and does.
@@ -196,12 +197,8 @@ impl Tree {
         };
         let (handler, config) = dev_config.split_once('/').unwrap_or((&dev_config, ""));
         let enabled = self.read_if_any(&place.path.join("enable")).as_deref() == Some("1");
-        // Before it is enabled, only hw_block_size holds what was asked for.
-        let block_size = if enabled {
-            number("block_size")
-        } else {
-            number("hw_block_size")
-        };
+        // 0 stands for the default until the device is enabled.
+        let block_size = number("hw_block_size").filter(|size| *size > 0);
         let info = self
             .read_if_any(&place.path.join("info"))
             .unwrap_or_default();
@@ -210,15 +207,15 @@ impl Tree {
             (true, false) => State::Deactivated,
             (true, true) => State::Activated,
         };
-        let small = |value: Option<u64>| u32::try_from(value.unwrap_or(0)).unwrap_or(u32::MAX);
+        let small = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         Ok(Some(Backstore {
             name: place.name.clone(),
             hba: place.hba,
             handler: handler.to_owned(),
             config: config.to_owned(),
             size: number("dev_size").unwrap_or(0),
-            block_size: small(block_size),
-            max_sectors: small(number("hw_max_sectors")),
+            block_size: small(block_size.unwrap_or(DEFAULT_BLOCK_SIZE.into())),
+            max_sectors: small(number("hw_max_sectors").unwrap_or(0)),
             state,
             serial: self.serial_of(&place.path),
             uio: if enabled { self.uio_of(place) } else { None },

@@ -18,14 +18,24 @@ impl Tree {
 
     /// Waits until the disk at a SCSI address is there, with a size.
     pub(crate) fn await_disk(&self, address: &str) -> Result<PathBuf> {
+        let missing = || Error::NoDisk {
+            address: address.to_owned(),
+        };
+        // Linking the LUN scanned for it: what is not there now does not come.
+        if !self
+            .roots
+            .sysfs
+            .join("class/scsi_device")
+            .join(address)
+            .exists()
+        {
+            return Err(missing());
+        }
         let found = self.poll(&format!("the disk at {address}"), self.time_limit, || {
             let disk = self.disk_at(address);
             Ok(disk.filter(|disk| self.disk_size(disk).is_some_and(|size| size > 0)))
         })?;
-        found.ok_or_else(|| Error::NoDisk {
-            address: address.to_owned(),
-            seconds: self.time_limit.as_secs(),
-        })
+        found.ok_or_else(missing)
     }
 
     /// A disk's size in bytes; sysfs counts 512-byte sectors whatever the block size.

@@ -118,16 +118,13 @@ pub enum Error {
 
     /// The disk did not show up after its LUN was linked.
     #[error(
-        "the kernel attached no disk at SCSI address {address} within {seconds} s: the daemon does \
-         not answer the LUN's first commands, or answers them with errors. {} and `dmesg` may say \
-         more",
+        "the kernel attached no disk at SCSI address {address}: the daemon does not answer the \
+         LUN's first commands, or answers them with errors. {} and `dmesg` may say more",
         daemon::LOG_HINT
     )]
     NoDisk {
         /// host:channel:target:lun
         address: String,
-        /// The limit.
-        seconds: u64,
     },
 
     /// A signal asked us to stop.
@@ -202,7 +199,9 @@ struct Hint<'a>(&'a io::Error);
 impl fmt::Display for Hint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.kind() {
-            io::ErrorKind::PermissionDenied => f.write_str(" (this needs root)"),
+            io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => {
+                f.write_str(" (this needs root)")
+            }
             io::ErrorKind::AddrInUse => f.write_str(
                 " (another program listens on this address and port: choose another --portal)",
             ),

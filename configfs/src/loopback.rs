@@ -39,7 +39,8 @@ impl Tree {
             identity::naa(serial, "loopback initiator"),
         );
         match self.attempt(&nexus, &Guard::Quick)? {
-            Ok(()) => undo.push(drop_nexus(&tpg), Guard::Quick),
+            // Removing the group drops the nexus.
+            Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(Error::kernel(nexus.to_string(), e)),
         }
@@ -55,13 +56,6 @@ impl Tree {
 
     /// Removes a loopback target whose LUN is gone.
     pub(crate) fn remove_loopback_target(&self, target: &Path, tpg: &Path) -> Result<()> {
-        // ENODEV: there was no nexus.
-        let nexus = drop_nexus(tpg);
-        match self.attempt(&nexus, &Guard::Quick)? {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {}
-            Err(e) => return Err(Error::kernel(nexus.to_string(), e)),
-        }
         self.apply_guarded(Change::RemoveDir(tpg.to_owned()), &Guard::Bounded)?;
         self.apply_guarded(Change::RemoveDir(target.to_owned()), &Guard::Bounded)
     }
@@ -73,8 +67,4 @@ impl Tree {
         (address.split(':').count() == 3 && address.split(':').all(numeric))
             .then(|| format!("{address}:{lun}"))
     }
-}
-
-fn drop_nexus(tpg: &Path) -> Change {
-    Change::Write(tpg.join("nexus"), "NULL".to_owned())
 }
