@@ -1,0 +1,6 @@
+//! The operations of [`Tree`](crate::Tree) on a fake kernel.
+
+mod create;
+mod delete;
+mod list;
+mod resize;
