@@ -358,7 +358,7 @@ impl Daemon {
             None => self.reply(ticket, 0),
             Some(device) => {
                 // An earlier question about the same device has nobody waiting any more.
-                drop(device.ticket.replace(ticket));
+                device.ticket = Some(ticket);
                 self.detach(id, Next::Forget);
             }
         }

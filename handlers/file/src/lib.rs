@@ -27,6 +27,7 @@
 mod claim;
 mod geometry;
 mod image;
+mod in_memory;
 mod open;
 mod options;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tcmu_handler::{Error, ErrorKind, OpenRequest, Result};
 use crate::claim::{lock, patiently};
 use crate::geometry::{Geometry, is_write_protected};
 use crate::image::FileImage;
+use crate::in_memory::do_not_wait;
 use crate::options::Options;
 
 /// What an image can be.
@@ -212,6 +213,9 @@ fn furnish(
                 Errno::INVAL => no_direct_io(path),
                 errno => cannot("open", path, errno),
             })?;
+    }
+    if kind == Kind::Regular {
+        do_not_wait(&file);
     }
     let geometry = match kind {
         Kind::Regular => Geometry::of_file(&file, path, direct, options.read_only)?,

@@ -69,17 +69,6 @@ impl Unit {
             )),
         }
     }
-
-    /// The extent of a read or write, which is also bounded by MAXIMUM TRANSFER LENGTH.
-    fn transfer(&self, command: &BlockCommand) -> Result<Extent, Sense> {
-        let limit = self.max_transfer_blocks();
-        if limit != 0 && command.blocks > limit {
-            return Err(Sense::illegal_request(
-                AdditionalSense::INVALID_FIELD_IN_CDB,
-            ));
-        }
-        self.extent(command.lba, command.blocks)
-    }
 }
 
 /// The CDB asks for another length than the initiator has memory for. TCMU cannot report an
@@ -93,7 +82,7 @@ impl<B: Backstore> LogicalUnit<B> {
     /// READ (6), (10), (12), (16) and (32): SBC-3, 5.10 to 5.14.
     pub(super) async fn read(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
-        let extent = self.unit.transfer(&command)?;
+        let extent = self.unit.extent(command.lba, command.blocks)?;
         // A longer buffer is no harm: the rest is reported as a residual.
         let len = usize::try_from(extent.len).map_err(|_| length_mismatch())?;
         let wanted = data.slice(0..len).map_err(|_| length_mismatch())?;
@@ -124,7 +113,7 @@ impl<B: Backstore> LogicalUnit<B> {
     /// WRITE (6), (10), (12), (16) and (32): SBC-3, 5.28 to 5.32.
     pub(super) async fn write(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
-        let extent = self.unit.transfer(&command)?;
+        let extent = self.unit.extent(command.lba, command.blocks)?;
         if data.len() as u64 != extent.len {
             return Err(length_mismatch().into());
         }

@@ -18,21 +18,40 @@ pub(super) struct ErrorLog {
 impl ErrorLog {
     /// Logs that `action` failed on the unit `name`, or counts it if a line was written just now.
     pub(super) fn report(&self, name: &str, action: &str, error: &Error) {
-        let now = Instant::now();
-        if self
-            .last
-            .get()
-            .is_some_and(|last| now.duration_since(last) < INTERVAL)
-        {
+        if let Some(suppressed) = self.due(Instant::now()) {
+            tracing::warn!(
+                lun = name,
+                error = error as &dyn std::error::Error,
+                suppressed,
+                "{action} failed"
+            );
+        }
+    }
+
+    /// Whether a line may be written at the time `now`, and how many were not before it.
+    fn due(&self, now: Instant) -> Option<u64> {
+        let last = self.last.get();
+        if last.is_some_and(|last| now.duration_since(last) < INTERVAL) {
             self.suppressed.set(self.suppressed.get() + 1);
-            return;
+            return None;
         }
         self.last.set(Some(now));
-        tracing::warn!(
-            lun = name,
-            error = error as &dyn std::error::Error,
-            suppressed = self.suppressed.take(),
-            "{action} failed"
-        );
+        Some(self.suppressed.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_in_each_interval() {
+        let log = ErrorLog::default();
+        let start = Instant::now();
+        assert_eq!(log.due(start), Some(0));
+        assert_eq!(log.due(start), None);
+        assert_eq!(log.due(start + INTERVAL / 2), None);
+        assert_eq!(log.due(start + INTERVAL), Some(2));
+        assert_eq!(log.due(start + INTERVAL), None);
     }
 }

@@ -10,6 +10,8 @@ pub struct Geometry {
     pub size: u64,
     /// The logical block length in bytes; not less than the backstore's.
     pub block_size: NonZeroU32,
-    /// The most blocks that a read or write may transfer (MAXIMUM TRANSFER LENGTH); 0: no limit.
+    /// MAXIMUM TRANSFER LENGTH in blocks, LIO's `attrib/hw_max_sectors`; 0: no limit. Longer
+    /// transfers are served all the same, since some initiators do not ask (ESXi before 6.0), and
+    /// the kernel's default is as short as 64 KiB.
     pub max_transfer_blocks: u32,
 }

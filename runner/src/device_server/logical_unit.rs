@@ -6,7 +6,7 @@ use tcmu_handler::{Backstore, Buffer, Error, Io};
 use zerocopy::FromBytes;
 
 use super::mode_pages::ModeValues;
-use super::opcode_table::Command;
+use super::opcode::Command;
 use super::reply::{Answer, Failure, Response};
 use super::sense_of_error;
 use super::unit::Unit;

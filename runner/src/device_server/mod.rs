@@ -27,6 +27,7 @@ mod logical_unit;
 mod mode_pages;
 mod mode_select;
 mod mode_sense;
+mod opcode;
 mod opcode_table;
 mod read_capacity;
 mod reply;

@@ -10,7 +10,8 @@ use tcmu_handler::Buffer;
 use zerocopy::IntoBytes;
 
 use super::logical_unit::parse;
-use super::opcode_table::{self, Opcode};
+use super::opcode::Opcode;
+use super::opcode_table;
 use super::reply::{Answer, parameter_data};
 use super::unit::Unit;
 

@@ -7,7 +7,8 @@ use tcmu_handler::{Capabilities, Fua};
 
 use super::error_log::ErrorLog;
 use super::mode_pages::ModeValues;
-use super::opcode_table::{self, Command, Features, Opcode};
+use super::opcode::{Command, Features, Opcode};
+use super::opcode_table;
 use super::unit_attention::{Condition, UnitAttention};
 use super::{Geometry, Identity};
 
@@ -24,7 +25,7 @@ pub(super) struct Unit {
     geometry: Geometry,
     capabilities: Cell<Capabilities>,
     blocks: Cell<u64>,
-    reservations: Cell<bool>,
+    features: Cell<Features>,
 }
 
 impl Unit {
@@ -48,9 +49,12 @@ impl Unit {
             geometry,
             capabilities: Cell::new(capabilities),
             blocks: Cell::new(0),
-            reservations: Cell::new(true),
+            features: Cell::new(Features {
+                reservations: true,
+                ..Features::default()
+            }),
         };
-        unit.set_blocks(geometry.size);
+        unit.apply(geometry.size, capabilities);
         unit
     }
 
@@ -82,17 +86,14 @@ impl Unit {
     }
 
     pub(super) fn features(&self) -> Features {
-        let capabilities = self.capabilities();
-        let unmap = capabilities.unmap.is_some();
-        Features {
-            unmap,
-            unmap_by_write_same: unmap && capabilities.write_zeroes,
-            reservations: self.reservations.get(),
-        }
+        self.features.get()
     }
 
-    pub(super) fn set_reservations(&self, served: bool) {
-        self.reservations.set(served);
+    pub(super) fn set_reservations(&self, reservations: bool) {
+        self.features.set(Features {
+            reservations,
+            ..self.features.get()
+        });
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {
@@ -128,17 +129,22 @@ impl Unit {
     /// Sets the size in bytes and what the backstore does at this size.
     pub(super) fn resize(&self, size: u64, capabilities: Capabilities) {
         let before = self.blocks();
-        self.capabilities.set(capabilities);
-        self.set_blocks(size);
+        self.apply(size, capabilities);
         if self.blocks() != before {
             self.attention.establish(Condition::Capacity);
         }
     }
 
     /// A backstore is never asked for bytes beyond its own size, whatever the LUN's.
-    fn set_blocks(&self, size: u64) {
-        let size = size.min(self.capabilities().size);
-        self.blocks.set(self.in_blocks(size));
+    fn apply(&self, size: u64, capabilities: Capabilities) {
+        let unmap = capabilities.unmap.is_some();
+        self.features.set(Features {
+            unmap,
+            unmap_by_write_same: unmap && capabilities.write_zeroes,
+            ..self.features.get()
+        });
+        self.capabilities.set(capabilities);
+        self.blocks.set(self.in_blocks(size.min(capabilities.size)));
     }
 
     /// Replaces the names.

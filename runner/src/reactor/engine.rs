@@ -310,20 +310,16 @@ impl Inner {
                     });
                 }
                 // Only a failed kick is answered: the device has gone.
-                kind if kind == Kind::Kick as u8 => {
-                    if result < 0 {
-                        events.push(Event::Gone {
-                            source: source(data),
-                        });
-                    }
+                kind if kind == Kind::Kick as u8 && result < 0 => {
+                    events.push(Event::Gone {
+                        source: source(data),
+                    });
                 }
                 // The watch had ended by itself.
-                kind if kind == Kind::Cancel as u8 => {
-                    if result == -libc::ENOENT {
-                        events.push(Event::Unwatched {
-                            source: source(data),
-                        });
-                    }
+                kind if kind == Kind::Cancel as u8 && result == -libc::ENOENT => {
+                    events.push(Event::Unwatched {
+                        source: source(data),
+                    });
                 }
                 _ => {}
             }

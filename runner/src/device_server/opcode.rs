@@ -1,0 +1,163 @@
+//! One command of the opcode table: how its CDB looks, and what it needs.
+
+use tcmu::scsi::cdb::LONGEST_CDB;
+use tcmu::scsi::{Sense, opcode as op};
+
+/// What runs a command. Those that differ only in the layout of their CDB share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    TestUnitReady,
+    RequestSense,
+    Inquiry,
+    ModeSelect,
+    ModeSense,
+    StartStopUnit,
+    ReadCapacity10,
+    ReadCapacity16,
+    Read,
+    Write,
+    SynchronizeCache,
+    WriteSame,
+    Unmap,
+    ReportSupportedOpcodes,
+    /// The target core answers the command before it gets here. It is in the table because an
+    /// initiator that asks what the logical unit supports does not care who answers.
+    Kernel,
+}
+
+/// What a command needs before the logical unit supports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    Nothing,
+    /// [`Features::unmap`].
+    Unmap,
+    /// [`Features::unmap_by_write_same`].
+    UnmapByWriteSame,
+    /// Not [`Features::unmap_by_write_same`].
+    NoUnmapByWriteSame,
+    /// [`Features::reservations`].
+    Reservations,
+}
+
+/// What the commands of a logical unit depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Features {
+    /// The backstore unmaps.
+    pub(super) unmap: bool,
+    /// It can also write zeroes and unmap at once.
+    pub(super) unmap_by_write_same: bool,
+    /// The target core serves reservations.
+    pub(super) reservations: bool,
+}
+
+/// One command.
+#[derive(Debug)]
+pub(super) struct Opcode {
+    pub(super) command: Command,
+    pub(super) opcode: u8,
+    pub(super) service_action: Option<u16>,
+    /// In bytes.
+    pub(super) cdb_len: u8,
+    /// It changes the medium.
+    pub(super) writes: bool,
+    /// RECOMMENDED COMMAND TIMEOUT in seconds.
+    pub(super) timeout: u8,
+    needs: Needs,
+    /// CDB USAGE DATA (SPC-4, 6.35.3): the opcode and service action themselves, and a 1 for every
+    /// other bit that may be set.
+    usage: [u8; LONGEST_CDB],
+}
+
+/// Answered from memory.
+const QUICK: u8 = 10;
+/// Moves the data of one command.
+const TRANSFER: u8 = 30;
+/// May have to move much more.
+const LONG: u8 = 60;
+
+impl Opcode {
+    /// A command without service action whose CDB goes on with `usage` after the opcode.
+    pub(super) const fn new(command: Command, opcode: u8, usage: &[u8]) -> Self {
+        let mut bytes = [0; LONGEST_CDB];
+        bytes[0] = opcode;
+        let mut at = 0;
+        while at < usage.len() {
+            bytes[at + 1] = usage[at];
+            at += 1;
+        }
+        Self {
+            command,
+            opcode,
+            service_action: None,
+            cdb_len: usage.len() as u8 + 1,
+            writes: matches!(
+                command,
+                Command::Write | Command::WriteSame | Command::Unmap
+            ),
+            timeout: match command {
+                Command::Read | Command::Write => TRANSFER,
+                Command::SynchronizeCache
+                | Command::WriteSame
+                | Command::Unmap
+                | Command::StartStopUnit
+                | Command::ModeSelect => LONG,
+                _ => QUICK,
+            },
+            needs: Needs::Nothing,
+            usage: bytes,
+        }
+    }
+
+    /// With a service action, in byte 1 or, of variable length commands, in bytes 8 and 9.
+    pub(super) const fn action(mut self, service_action: u16) -> Self {
+        self.service_action = Some(service_action);
+        if self.opcode == op::VARIABLE_LENGTH {
+            let [high, low] = service_action.to_be_bytes();
+            self.usage[8] = high;
+            self.usage[9] = low;
+        } else {
+            self.usage[1] |= service_action as u8;
+        }
+        self
+    }
+
+    pub(super) const fn needs(mut self, needs: Needs) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    pub(super) fn is_supported(&self, features: Features) -> bool {
+        match self.needs {
+            Needs::Nothing => true,
+            Needs::Unmap => features.unmap,
+            Needs::UnmapByWriteSame => features.unmap_by_write_same,
+            Needs::NoUnmapByWriteSame => !features.unmap_by_write_same,
+            Needs::Reservations => features.reservations,
+        }
+    }
+
+    /// CDB USAGE DATA.
+    pub(super) fn usage(&self) -> &[u8] {
+        &self.usage[..self.cdb_len.into()]
+    }
+
+    /// The bytes of `cdb` that belong to the command, once no bit is set that means nothing.
+    pub(super) fn check<'a>(&self, cdb: &'a [u8]) -> Result<&'a [u8], Sense> {
+        let Some(cdb) = cdb.get(..self.cdb_len.into()) else {
+            // Only a variable length command can be too short: its byte 7 says so.
+            return Err(Sense::invalid_cdb_field(7, None));
+        };
+        if self.opcode == op::VARIABLE_LENGTH && cdb[7] != self.cdb_len - 8 {
+            return Err(Sense::invalid_cdb_field(7, None));
+        }
+        // The lookup went by opcode and service action: their bits are those of the table.
+        for (at, (byte, usage)) in cdb.iter().zip(&self.usage).enumerate() {
+            let wrong = byte & !usage;
+            if wrong != 0 {
+                let bit = 7 - wrong.leading_zeros() as u8;
+                return Err(Sense::invalid_cdb_field(at as u16, Some(bit)));
+            }
+        }
+        Ok(cdb)
+    }
+}
