@@ -6,6 +6,18 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use tcmu_configfs::{Backstore, Details, Export, show_size};
 
+/// The space after each column; none before, so that lines begin at the margin.
+const PADDING: (u16, u16) = (0, 2);
+
+/// A table as text, without a frame.
+fn plain(mut table: Table) -> String {
+    table.load_style(presets::NOTHING);
+    for column in table.column_iter_mut() {
+        column.set_padding(PADDING);
+    }
+    table.trim_fmt()
+}
+
 /// Prints one JSON value and a newline.
 pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -35,7 +47,7 @@ pub(crate) fn places(backstore: &Backstore) -> io::Result<()> {
 /// Prints the table of all backstores.
 pub(crate) fn list(backstores: &[Backstore]) -> io::Result<()> {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
+    table.set_header([
         "NAME",
         "HANDLER",
         "CONFIG",
@@ -60,7 +72,7 @@ pub(crate) fn list(backstores: &[Backstore]) -> io::Result<()> {
             },
         ]);
     }
-    writeln!(io::stdout().lock(), "{}", table.trim_fmt())
+    writeln!(io::stdout().lock(), "{}", plain(table))
 }
 
 /// One export in a few words.
@@ -91,7 +103,6 @@ pub(crate) fn show(details: &Details) -> io::Result<()> {
         .as_ref()
         .map_or("-".to_owned(), |uio| uio.display().to_string());
     let mut table = Table::new();
-    table.load_style(presets::NOTHING);
     for (key, value) in [
         ("name", b.name.clone()),
         ("path", details.path.display().to_string()),
@@ -120,7 +131,7 @@ pub(crate) fn show(details: &Details) -> io::Result<()> {
         }
     }
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", table.trim_fmt())?;
+    writeln!(out, "{}", plain(table))?;
     for (title, values) in [
         ("attributes", &details.attributes),
         ("statistics", &details.statistics),
@@ -129,11 +140,10 @@ pub(crate) fn show(details: &Details) -> io::Result<()> {
             continue;
         }
         let mut table = Table::new();
-        table.load_style(presets::NOTHING);
         for (key, value) in values {
             table.add_row([key, value]);
         }
-        writeln!(out, "\n{title}\n{}", table.trim_fmt())?;
+        writeln!(out, "\n{title}\n{}", plain(table))?;
     }
     Ok(())
 }

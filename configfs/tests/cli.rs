@@ -1,0 +1,454 @@
+//! `tcmuctl` as its users meet it: exit status, standard output, messages.
+//!
+//! The tree is one of plain folders. They cannot show what the kernel does on a change, so creating
+//! for real is tested on a real kernel; here, creation gets as far as the first attribute.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A machine of plain folders with one backstore, `disk0`, exposed on loopback as /dev/sda.
+struct Machine(TempDir);
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Machine(tempfile::tempdir().expect("a folder"));
+        let core = "sys/kernel/config/target/core/user_0/disk0";
+        for (path, text) in [
+            ("proc/7/comm", "tcmu-runner"),
+            (
+                "sys/module/target_core_user/parameters/block_netlink",
+                "unblocked",
+            ),
+            (
+                "sys/class/uio/uio3/name",
+                "tcm-user/0/disk0/file//srv/x,y.img",
+            ),
+            (
+                "sys/class/scsi_device/2:0:1:0/device/block/sda/size",
+                "2048",
+            ),
+            ("sys/class/block/sda/size", "2048"),
+            ("dev/sda", ""),
+            (&format!("{core}/enable"), "1"),
+            (
+                &format!("{core}/info"),
+                "Status: ACTIVATED  Max Queue Depth: 0",
+            ),
+            (&format!("{core}/attrib/dev_config"), "file//srv/x,y.img"),
+            (&format!("{core}/attrib/dev_size"), "1048576"),
+            (&format!("{core}/attrib/hw_block_size"), "512"),
+            (&format!("{core}/attrib/hw_max_sectors"), "8192"),
+            (&format!("{core}/statistics/scsi_lu/num_cmds"), "17"),
+            (
+                &format!("{core}/wwn/vpd_unit_serial"),
+                "T10 VPD Unit Serial Number: S1",
+            ),
+            (
+                "sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1/address",
+                "2:0:1",
+            ),
+        ] {
+            machine.write(path, &format!("{text}\n"));
+        }
+        let lun = "sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1/lun/lun_0";
+        fs::create_dir_all(machine.path(lun)).expect("a folder");
+        std::os::unix::fs::symlink(machine.path(core), machine.path(lun).join("storage"))
+            .expect("a link");
+        machine
+    }
+
+    fn path(&self, path: &str) -> std::path::PathBuf {
+        self.0.path().join(path)
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("below the folder")).expect("folders");
+        fs::write(path, text).expect("written");
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        Run::of(arguments, Some(self.0.path()))
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    fn of(arguments: &[&str], root: Option<&Path>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tcmuctl"));
+        command
+            .args(arguments)
+            .env_remove("TCMUCTL_ROOT")
+            .env_remove("COLUMNS");
+        if let Some(root) = root {
+            command.env("TCMUCTL_ROOT", root);
+        }
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().expect("it runs");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        Run {
+            status: status.code(),
+            stdout: text(stdout),
+            stderr: text(stderr),
+        }
+    }
+
+    #[track_caller]
+    fn expect(self, status: i32, words: &str) -> Self {
+        assert_eq!(self.status, Some(status), "{self:?}");
+        assert!(self.stderr.contains(words), "{self:?}");
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    fn json(self) -> Value {
+        assert_eq!(self.status, Some(0), "{self:?}");
+        serde_json::from_str(&self.stdout).expect("JSON")
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    let machine = Machine::new();
+    let create = [
+        "create",
+        "d",
+        "--handler",
+        "file",
+        "--config",
+        "/x",
+        "--size",
+        "1M",
+    ];
+    let with = |more: &[&'static str]| -> Vec<&str> { [&create[..], more].concat() };
+    for (arguments, words) in [
+        (vec![], "Usage"),
+        (vec!["explode"], "unrecognized subcommand"),
+        (vec!["create", "d", "--config", "/x"], "--handler"),
+        (vec!["create", "d", "--handler", "file"], "--config"),
+        (
+            vec![
+                "create",
+                "a/b",
+                "--handler",
+                "file",
+                "--config",
+                "/x",
+                "--size",
+                "1M",
+            ],
+            "bad name",
+        ),
+        (
+            vec![
+                "create",
+                "a b",
+                "--handler",
+                "file",
+                "--config",
+                "/x",
+                "--size",
+                "1M",
+            ],
+            "bad name",
+        ),
+        (
+            vec![
+                "create",
+                "d",
+                "--handler",
+                "a/b",
+                "--config",
+                "/x",
+                "--size",
+                "1M",
+            ],
+            "bad handler",
+        ),
+        (
+            vec!["create", "d", "--handler", "rbd", "--config", "p/i"],
+            "say the LUN's --size",
+        ),
+        (with(&["--size", "2M"]), "cannot be used multiple times"),
+        (with(&["--block-size", "513"]), "bad block size"),
+        (
+            with(&["--block-size", "4096", "--ring-mb", "9"]),
+            "bad command ring",
+        ),
+        (with(&["--data-area-mb", "0"]), "bad data area"),
+        (with(&["--max-sectors", "1"]), "blocks per command"),
+        (with(&["--cmd-timeout", "4000000"]), "bad command timeout"),
+        (with(&["--serial", " "]), "bad serial"),
+        (with(&["--iscsi", "disk"]), "bad iSCSI name"),
+        (with(&["--portal", "127.0.0.1"]), "--iscsi"),
+        (
+            with(&["--iscsi", "iqn.2026-11.a:b", "--portal", "host"]),
+            "bad portal",
+        ),
+        (
+            with(&["--iscsi", "iqn.2026-11.a:b", "--lun", "70000"]),
+            "70000",
+        ),
+        (with(&["--timeout", "0"]), "at least 1"),
+        (vec!["resize", "disk0", "1.5G"], "bad size"),
+        (
+            vec!["resize", "disk0", "1000"],
+            "not a multiple of the block size 512",
+        ),
+        (vec!["resize", "disk0", "512K"], "--shrink"),
+        (vec!["completions", "tcsh"], "tcsh"),
+    ] {
+        machine.run(&arguments).expect(2, words);
+    }
+    let config = "x".repeat(251);
+    let run = machine.run(&["create", "d", "--handler", "file", "--config", &config]);
+    run.expect(2, "255");
+}
+
+#[test]
+fn the_size_has_to_be_whole_blocks() {
+    let machine = Machine::new();
+    machine.write("image", "1000 bytes, or so");
+    let image = machine.path("image");
+    let image = image.to_str().expect("text");
+    let run = machine.run(&["create", "d", "--handler", "file", "--config", image]);
+    run.expect(2, "not a multiple of the block size");
+}
+
+#[test]
+fn failures_end_with_1_and_say_why() {
+    let machine = Machine::new();
+    let create = |name| {
+        [
+            "create",
+            name,
+            "--handler",
+            "ram",
+            "--config",
+            "x",
+            "--size",
+            "1M",
+        ]
+    };
+    machine
+        .run(&create("disk0"))
+        .expect(1, "disk0 exists already (user_0)");
+    machine
+        .run(&["show", "none"])
+        .expect(1, "no backstore named none");
+    machine
+        .run(&["delete", "none"])
+        .expect(1, "no backstore named none");
+    machine
+        .run(&["resize", "none", "1M"])
+        .expect(1, "no backstore named none");
+    fs::remove_dir_all(machine.path("proc/7")).expect("removed");
+    machine
+        .run(&create("new"))
+        .expect(1, "no TCMU daemon is running");
+    machine
+        .run(&["resize", "disk0", "8M"])
+        .expect(1, "no TCMU daemon is running");
+    fs::remove_dir_all(machine.path("sys/module")).expect("removed");
+    machine
+        .run(&create("new"))
+        .expect(1, "module target_core_user is missing");
+}
+
+#[test]
+fn a_creation_that_fails_leaves_nothing() {
+    let machine = Machine::new();
+    let run = machine.run(&[
+        "create",
+        "new",
+        "--handler",
+        "ram",
+        "--config",
+        "x",
+        "--size",
+        "1M",
+    ]);
+    run.expect(1, "user_1/new/attrib/dev_config");
+    assert!(
+        !machine
+            .path("sys/kernel/config/target/core/user_1")
+            .exists()
+    );
+}
+
+#[test]
+fn a_mounted_disk_is_not_deleted() {
+    let machine = Machine::new();
+    machine.write("sys/class/block/sda/dev", "8:0\n");
+    machine.write(
+        "proc/self/mountinfo",
+        "20 1 8:0 / /srv rw - ext4 /dev/sda rw\n",
+    );
+    machine
+        .run(&["delete", "disk0"])
+        .expect(1, "is mounted on /srv");
+}
+
+#[test]
+fn the_list_is_a_table() {
+    let machine = Machine::new();
+    let run = machine.run(&["list"]).expect(0, "");
+    let rows: Vec<Vec<&str>> = run
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        rows[0].join(" "),
+        "NAME HANDLER CONFIG SIZE BLOCK STATE EXPOSED AS"
+    );
+    let disk = machine.path("dev/sda").display().to_string();
+    assert_eq!(
+        rows[1],
+        [
+            "disk0",
+            "file",
+            "/srv/x,y.img",
+            "1.0",
+            "MiB",
+            "512",
+            "activated",
+            "loopback",
+            &disk
+        ]
+    );
+    assert_eq!(rows.len(), 2);
+}
+
+#[test]
+fn the_list_is_json() {
+    let machine = Machine::new();
+    let value = machine.run(&["list", "--json"]).json();
+    assert_eq!(
+        value,
+        json!([{
+            "name": "disk0", "hba": 0, "handler": "file", "config": "/srv/x,y.img",
+            "size": 1_048_576, "block_size": 512, "max_sectors": 8192, "state": "activated",
+            "serial": "S1", "uio": machine.path("dev/uio3"),
+            "exports": [{
+                "fabric": "loopback", "target": "naa.5001405000000001", "tpg": 1, "lun": 0,
+                "portals": [], "initiators": [], "scsi_address": "2:0:1:0",
+                "block_device": machine.path("dev/sda"),
+            }],
+        }])
+    );
+    let empty = tempfile::tempdir().expect("a folder");
+    assert_eq!(
+        Run::of(&["--json", "list"], Some(empty.path())).json(),
+        json!([])
+    );
+}
+
+#[test]
+fn show_tells_everything() {
+    let machine = Machine::new();
+    let value = machine.run(&["show", "disk0", "--json"]).json();
+    assert_eq!(value["name"], "disk0");
+    assert_eq!(value["attributes"]["dev_config"], "file//srv/x,y.img");
+    assert_eq!(value["statistics"]["scsi_lu/num_cmds"], "17");
+    let text = machine.run(&["show", "disk0"]).expect(0, "").stdout;
+    for words in [
+        "1048576 (1.0 MiB)",
+        "8192 blocks (4.0 MiB)",
+        "S1",
+        "uio3",
+        "num_cmds",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn a_reader_that_had_enough_is_no_error() {
+    let machine = Machine::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tcmuctl"))
+        .arg("list")
+        .env("TCMUCTL_ROOT", machine.0.path())
+        .stdout({
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            drop(reader);
+            writer
+        })
+        .spawn()
+        .expect("it runs");
+    assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
+fn completions_and_manual_pages_cover_all_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let run = Run::of(&["completions", shell], None).expect(0, "");
+        assert!(run.stdout.contains("data-area-mb"), "{shell}");
+        assert!(
+            !run.stdout.contains("TCMUCTL_ROOT"),
+            "{shell}: a hidden option"
+        );
+    }
+    assert!(Run::of(&["man"], None).expect(0, "").stdout.contains(".SH"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = folder.path().join("man1");
+    Run::of(&["man", pages.to_str().expect("text")], None).expect(0, "");
+    for page in ["", "-create", "-list", "-show", "-delete", "-resize"] {
+        assert!(pages.join(format!("tcmuctl{page}.1")).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn the_helper_reports_the_errno() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("new");
+    let path = path.to_str().expect("text");
+    let helper = |arguments: &[&str]| {
+        Run::of(&[&["__apply-change"], arguments].concat(), None)
+            .stdout
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(helper(&["mkdir", path]), "done");
+    assert_eq!(helper(&["mkdir", path]), "errno 17");
+    assert_eq!(helper(&["write", path, "1"]), "errno 21");
+    assert_eq!(helper(&["rmdir", path]), "done");
+    assert_eq!(helper(&["rmdir", path]), "errno 2");
+    assert_eq!(helper(&["format", path]), "");
+}
+
+#[test]
+fn an_ordinary_user_is_told_to_be_root() {
+    if !rustix::process::geteuid().is_root() {
+        let run = Run::of(
+            &[
+                "create",
+                "d",
+                "--handler",
+                "ram",
+                "--config",
+                "x",
+                "--size",
+                "1M",
+            ],
+            None,
+        );
+        run.expect(1, "must be run as root");
+    } else {
+        eprintln!("skipped: this user is root");
+    }
+}
