@@ -137,6 +137,19 @@ mod tests {
         assert!(Cdb::new(&[0x28; 9]).is_none());
     }
 
+    #[test]
+    fn what_follows_a_cdb_makes_no_difference() {
+        let fetch = |after| {
+            Cdb::fetch(INLINE, |_, to: &mut [u8]| {
+                to.fill(after);
+                to[..6].copy_from_slice(&[0x12, 0, 0, 0, 36, 0]);
+                Ok::<_, ()>(())
+            })
+        };
+        assert_eq!(fetch(0xff), fetch(0));
+        assert_eq!(fetch(0xff), Ok(Cdb::new(&[0x12, 0, 0, 0, 36, 0])));
+    }
+
     fn long(additional: u8) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..8 + u16::from(additional)).map(|i| i as u8).collect();
         bytes[0] = VARIABLE_LENGTH;

@@ -211,8 +211,9 @@ impl Ring {
         if tail == self.published || self.is_lost() {
             return false;
         }
-        if self.mailbox.tail() != self.published {
-            self.poison = Some(self.moved(self.mailbox.head()));
+        let head = self.mailbox.head();
+        if self.has_moved(head) {
+            self.poison = Some(self.moved(head));
             return false;
         }
         self.mailbox.publish(tail);
@@ -256,19 +257,24 @@ impl Ring {
         self.mailbox.mapping()
     }
 
-    /// Loads `cmd_head`, and checks that nobody but the kernel moved it, and that only forward.
+    /// Loads `cmd_head`.
     fn look(&mut self) -> Result<(), RingError> {
         let head = self.mailbox.head();
+        if self.has_moved(head) {
+            return Err(self.moved(head));
+        }
         if !self.mailbox.is_position(head) {
             return Err(RingError::Head { head });
         }
-        let filled = self.mailbox.distance(self.published, head);
-        let fetched = self.mailbox.distance(self.published, self.fetched);
-        if self.mailbox.tail() != self.published || filled < fetched {
-            return Err(self.moved(head));
-        }
         self.head = head;
         Ok(())
+    }
+
+    /// Says whether someone else wrote `cmd_tail`, or `cmd_head` went back, as a reset does.
+    fn has_moved(&self, head: u32) -> bool {
+        let distance = |to| self.mailbox.distance(self.published, to);
+        self.mailbox.tail() != self.published
+            || self.mailbox.is_position(head) && distance(head) < distance(self.fetched)
     }
 
     fn moved(&self, head: u32) -> RingError {

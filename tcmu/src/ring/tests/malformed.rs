@@ -88,6 +88,26 @@ fn commands_that_point_astray_are_answered() {
 }
 
 #[test]
+fn iovecs_after_the_end_of_the_entry_do_not_count() {
+    let (mut kernel, mut ring) = device(Config::default());
+    submit(&mut kernel, Data::In(512));
+    let memory = ring.memory();
+    let iovecs = entry_at(0) + size_of::<abi::CommandRequest>();
+    let first = memory.load_u64(iovecs).unwrap();
+    for index in 1..6 {
+        memory.store_u64(iovecs + index * 16, first).unwrap();
+        memory.store_u64(iovecs + index * 16 + 8, 512).unwrap();
+    }
+    // The CDB would lie below the iovecs.
+    let cdb_off = entry_at(0) + offset_of!(abi::CommandRequest, cdb_off);
+    memory.store_u64(cdb_off, 0x8000).unwrap();
+    let bidi_count = entry_at(0) + offset_of!(abi::CommandRequest, iov_bidi_cnt);
+    memory.store_u32(bidi_count, 5).unwrap();
+    assert!(ring.next().unwrap().is_none());
+    assert_eq!(ring.malformed(), 1);
+}
+
+#[test]
 fn a_notice_with_too_many_ids_is_skipped() {
     let (mut kernel, mut ring) = device(Config::default());
     kernel
@@ -259,46 +279,69 @@ fn changes_after_the_fetch_do_not_mislead() {
     assert_eq!(tail(ring.memory()), end);
 }
 
-#[test]
-fn a_reset_is_noticed_by_next() {
+/// A ring with one command completed, published or not, one in flight, and none known to the
+/// kernel any more.
+fn after_a_reset(published: bool) -> (MockKernel, Ring, Command) {
     let (mut kernel, mut ring) = device(Config::default());
     submit(&mut kernel, Data::In(512));
-    let first = next(&mut ring);
-    ring.complete(first, Completion::GOOD);
-    assert!(ring.publish());
     submit(&mut kernel, Data::In(512));
-    let second = next(&mut ring);
+    let [first, second] = [(); 2].map(|()| next(&mut ring));
+    ring.complete(first, Completion::GOOD);
+    if published {
+        assert!(ring.publish());
+    }
     kernel.reset_ring();
-    let fresh = submit(&mut kernel, Data::In(512));
-    assert!(ring.has_new());
-    assert!(matches!(ring.next(), Err(RingError::Moved { .. })));
-    ring.complete(second, Completion::GOOD);
-    assert!(!ring.publish());
-    assert_eq!(tail(ring.memory()), 0);
+    (kernel, ring, second)
+}
 
-    let mut ring = Ring::new(Arc::clone(ring.memory())).unwrap();
-    let command = next(&mut ring);
-    ring.complete(command, Completion::GOOD);
-    assert!(ring.publish());
-    assert_eq!(kernel.reap()[0].tag, fresh);
-    assert_eq!(kernel.broken(), None);
+fn ring_bytes(ring: &Ring) -> Vec<u8> {
+    let mut bytes = vec![0; entry_at(0) + Config::default().ring_size as usize];
+    ring.memory().read(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_reset_is_noticed_by_next() {
+    for (published, submitted) in [(true, 1), (true, 3), (false, 0), (false, 1)] {
+        let (mut kernel, mut ring, command) = after_a_reset(published);
+        let tags: Vec<_> = (0..submitted)
+            .map(|_| submit(&mut kernel, Data::In(512)))
+            .collect();
+        assert!(ring.has_new());
+        assert!(matches!(ring.next(), Err(RingError::Moved { .. })));
+        let before = ring_bytes(&ring);
+        ring.complete(command, Completion::GOOD);
+        assert!(!ring.publish());
+        assert_eq!(
+            ring_bytes(&ring),
+            before,
+            "the kernel's memory is not touched any more"
+        );
+
+        let mut ring = Ring::new(Arc::clone(ring.memory())).unwrap();
+        while let Some(Entry::Command(command)) = ring.next().unwrap() {
+            ring.complete(command, Completion::GOOD);
+        }
+        assert_eq!(ring.publish(), submitted > 0);
+        assert_eq!(
+            kernel.reap().iter().map(|f| f.tag).collect::<Vec<_>>(),
+            tags
+        );
+        assert_eq!(kernel.broken(), None);
+    }
 }
 
 #[test]
 fn a_reset_is_noticed_before_a_tail_is_published() {
-    let (mut kernel, mut ring) = device(Config::default());
-    for _ in 0..2 {
-        submit(&mut kernel, Data::In(512));
+    for published in [true, false] {
+        let (mut kernel, mut ring, command) = after_a_reset(published);
+        ring.complete(command, Completion::GOOD);
+        assert!(!ring.publish());
+        assert_eq!(tail(ring.memory()), 0);
+        assert!(matches!(ring.error(), Some(RingError::Moved { .. })));
+        assert!(kernel.reap().is_empty());
+        assert_eq!(kernel.broken(), None);
     }
-    let [first, second] = [(); 2].map(|()| next(&mut ring));
-    ring.complete(first, Completion::GOOD);
-    assert!(ring.publish());
-    ring.complete(second, Completion::GOOD);
-    kernel.reset_ring();
-    assert!(!ring.publish());
-    assert_eq!(tail(ring.memory()), 0);
-    assert!(matches!(ring.error(), Some(RingError::Moved { .. })));
-    assert_eq!(kernel.broken(), None);
 }
 
 #[test]

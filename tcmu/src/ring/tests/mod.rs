@@ -396,6 +396,24 @@ fn read_with(config: Config, completion: Completion<'_>) -> Finished {
 }
 
 #[test]
+fn features_that_are_not_offered_are_not_used() {
+    let (mut kernel, mut ring) = device(in_order());
+    assert!(!ring.read_len() && !ring.task_management());
+    submit(&mut kernel, Data::In(512));
+    let command = next(&mut ring);
+    ring.complete(
+        command,
+        Completion {
+            read_len: Some(36),
+            ..Completion::GOOD
+        },
+    );
+    let header = size_of::<abi::Mailbox>();
+    let uflags = header + offset_of!(abi::EntryHeader, uflags);
+    assert_eq!(ring.memory().load_u8(uflags), Ok(0));
+}
+
+#[test]
 fn a_short_read_says_its_length() {
     let short = Completion {
         read_len: Some(36),
