@@ -1,7 +1,6 @@
 //! The runner, as a test starts and ends it.
 
 use std::fs::{self, File};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +15,8 @@ pub(crate) const PROGRAMS_VAR: &str = "TCMU_GUEST_PROGRAMS";
 
 /// How long the daemon may take to start or to stop. Generous: a hang should run into it.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+const POLL: Duration = Duration::from_millis(5);
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -39,29 +40,23 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it and waits until it says that it is ready (`READY=1`, as for systemd).
+    /// Starts it and waits until it says that it is ready.
     ///
     /// # Errors
     /// If it ends or stays silent instead.
     pub fn start() -> anyhow::Result<Self> {
-        let (mut daemon, notifications) = Self::spawn()?;
+        let mut daemon = Self::spawn()?;
         let deadline = Instant::now() + PATIENCE;
-        let mut message = [0; 4096];
-        loop {
-            // The read has a time limit, so that an early end is noticed.
-            if let Ok(length) = notifications.recv(&mut message) {
-                let text = String::from_utf8_lossy(&message[..length]).into_owned();
-                if text.lines().any(|l| l == "READY=1") {
-                    return Ok(daemon);
-                }
-            }
+        while !daemon.log().lines().any(|line| line.contains(" ready ")) {
             if let Some(status) = daemon.process.try_wait()? {
                 bail!("the daemon ended at its start with {status}");
             }
             if Instant::now() > deadline {
                 bail!("the daemon is not ready after {} s", PATIENCE.as_secs());
             }
+            thread::sleep(POLL);
         }
+        Ok(daemon)
     }
 
     /// Starts one that is expected to end by itself, and returns how it did and its log.
@@ -69,31 +64,26 @@ impl Daemon {
     /// # Errors
     /// If it is still running after half a minute.
     pub fn start_expecting_end() -> anyhow::Result<(ExitStatus, String)> {
-        let (mut daemon, _notifications) = Self::spawn()?;
+        let mut daemon = Self::spawn()?;
         let status = daemon.wait()?;
         Ok((status, daemon.log()))
     }
 
-    fn spawn() -> anyhow::Result<(Self, UnixDatagram)> {
+    fn spawn() -> anyhow::Result<Self> {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = PathBuf::from(format!(
             "/run/guest-test-daemon-{}-{number}.log",
             std::process::id()
         ));
-        let socket = log.with_extension("notify");
-        let notifications = UnixDatagram::bind(&socket)
-            .with_context(|| format!("cannot make {}", socket.display()))?;
-        notifications.set_read_timeout(Some(Duration::from_millis(50)))?;
         let out = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let process = Command::new(program("tcmu-runner")?)
             .arg("--no-dbus")
-            .env("NOTIFY_SOCKET", &socket)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
             .context("cannot start the daemon")?;
-        Ok((Daemon { process, log }, notifications))
+        Ok(Daemon { process, log })
     }
 
     /// Its process id.
@@ -143,7 +133,7 @@ impl Daemon {
             if let Some(status) = self.process.try_wait()? {
                 return Ok(status);
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(POLL);
         }
         bail!("the daemon is still running after {} s", PATIENCE.as_secs())
     }
