@@ -61,9 +61,9 @@ impl<B: Backstore> LogicalUnit<B> {
 
     async fn run(&self, io: &Io, Request { cdb, data }: Request<'_>) -> Answer {
         let (opcode, cdb) = self.unit.admit(cdb)?;
-        match opcode.command {
-            Command::Read => self.read(io, cdb, data).await,
-            Command::Write => self.write(io, cdb, data).await,
+        let answer = match opcode.command {
+            Command::Read => return self.read(io, cdb, data).await,
+            Command::Write => return self.write(io, cdb, data).await,
             Command::SynchronizeCache => self.synchronize_cache(io, cdb).await,
             Command::WriteSame => self.write_same(io, cdb, data).await,
             Command::Unmap => self.unmap(io, cdb, data).await,
@@ -80,7 +80,14 @@ impl<B: Backstore> LogicalUnit<B> {
                 let code = AdditionalSense::INVALID_COMMAND_OPERATION_CODE;
                 Err(Sense::illegal_request(code).into())
             }
+        };
+        if opcode.command.returns_nothing() {
+            // An initiator may have asked for data all the same: the kernel then hands it the
+            // buffer as it is, with what earlier commands left there. A write's buffer is not worth
+            // the time: what is in it is on the medium now.
+            data.fill(0);
         }
+        answer
     }
 
     /// Whether sense data are to have the descriptor format (D_SENSE in the Control mode page).

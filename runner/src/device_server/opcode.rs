@@ -25,6 +25,22 @@ pub(super) enum Command {
     Kernel,
 }
 
+impl Command {
+    /// There is no data for the initiator.
+    pub(super) const fn returns_nothing(self) -> bool {
+        matches!(
+            self,
+            Self::TestUnitReady
+                | Self::ModeSelect
+                | Self::StartStopUnit
+                | Self::SynchronizeCache
+                | Self::Write
+                | Self::WriteSame
+                | Self::Unmap
+        )
+    }
+}
+
 /// What a command needs before the logical unit supports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {

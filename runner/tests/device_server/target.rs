@@ -1,0 +1,168 @@
+//! Sends commands to a logical unit.
+
+use std::num::NonZeroU32;
+
+use tcmu::scsi::{AdditionalSense, SenseKey, Status};
+use tcmu_handler::{Capabilities, Io, OwnedBuffer, testing};
+use tcmu_runner::device_server::{Geometry, Identity, LogicalUnit, Request, Response};
+
+use crate::disk::{Call, Disk, everything};
+
+/// What buffers hold before a command: somebody else's data.
+pub(crate) const LEFTOVER: u8 = 0xee;
+
+/// The usual size of the disk: 1 MiB, 2048 blocks.
+pub(crate) const BLOCKS: u64 = 2048;
+pub(crate) const BLOCK: usize = 512;
+
+/// A logical unit on a [`Disk`].
+pub(crate) struct Target {
+    pub(crate) unit: LogicalUnit<Disk>,
+    pub(crate) io: Io,
+}
+
+impl Target {
+    /// A disk that does everything, with its write cache on.
+    pub(crate) fn new() -> Self {
+        Self::with(everything(BLOCKS * BLOCK as u64), true)
+    }
+
+    pub(crate) fn with(capabilities: Capabilities, write_cache: bool) -> Self {
+        let identity = Identity {
+            serial: "6f2d6a7e-1b1c-4d2e-9b1a-0123456789ab".to_owned(),
+            name: "disk1".to_owned(),
+            ..Identity::default()
+        };
+        let geometry = Geometry {
+            size: capabilities.size,
+            block_size: NonZeroU32::new(BLOCK as u32).unwrap(),
+            max_transfer_blocks: 1024,
+        };
+        let disk = Disk::new(capabilities);
+        Self {
+            unit: LogicalUnit::new(disk, identity, geometry, write_cache),
+            io: testing::io(),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        self.unit.backstore()
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.disk().calls()
+    }
+
+    pub(crate) fn run(&self, cdb: &[u8], data: &OwnedBuffer) -> Response {
+        let data = data.view();
+        let response = testing::block_on(self.unit.execute(&self.io, Request { cdb, data }));
+        assert_eq!(
+            response.status == Status::CheckCondition,
+            response.sense.is_some(),
+            "{cdb:x?}: {response:?}"
+        );
+        response
+    }
+
+    pub(crate) fn no_data(&self, cdb: &[u8]) -> Response {
+        self.run(cdb, &testing::buffer(0))
+    }
+
+    pub(crate) fn data_out(&self, cdb: &[u8], data: &[u8]) -> Response {
+        self.run(cdb, &testing::scattered(data, 300))
+    }
+
+    /// Runs a command with a data-in buffer of `len` bytes; returns the whole buffer as well.
+    pub(crate) fn data_in(&self, cdb: &[u8], len: usize) -> (Response, Vec<u8>) {
+        let buffer = testing::scattered(&vec![LEFTOVER; len], 300);
+        let response = self.run(cdb, &buffer);
+        (response, testing::contents(&buffer))
+    }
+
+    /// Runs a command that has to succeed, and returns the data that it supplied.
+    pub(crate) fn parameters(&self, cdb: &[u8]) -> Vec<u8> {
+        const LEN: usize = 4096;
+        let (response, mut data) = self.data_in(cdb, LEN);
+        assert_eq!(response.status, Status::Good, "{cdb:x?}: {response:?}");
+        let len = response.read_len.map_or(LEN, |len| len as usize);
+        assert!(data[len..].iter().all(|&byte| byte == 0));
+        data.truncate(len);
+        data
+    }
+}
+
+/// Asserts that a command ended with GOOD.
+#[track_caller]
+pub(crate) fn assert_good(response: Response) {
+    assert_eq!(response.status, Status::Good, "{response:?}");
+}
+
+/// Asserts what CHECK CONDITION says.
+#[track_caller]
+pub(crate) fn assert_sense(response: Response, key: SenseKey, code: AdditionalSense) {
+    let sense = response.sense.expect("there is no CHECK CONDITION");
+    assert_eq!(
+        (sense.key, sense.code),
+        (key, code),
+        "{}",
+        sense.code.text()
+    );
+}
+
+/// Asserts ILLEGAL REQUEST.
+#[track_caller]
+pub(crate) fn assert_illegal(response: Response, code: AdditionalSense) {
+    assert_sense(response, SenseKey::IllegalRequest, code);
+}
+
+/// CDBs of reads and writes.
+pub(crate) mod cdb {
+    pub(crate) fn ten(opcode: u8, flags: u8, lba: u32, blocks: u16) -> [u8; 10] {
+        let mut cdb = [0; 10];
+        cdb[0] = opcode;
+        cdb[1] = flags;
+        cdb[2..6].copy_from_slice(&lba.to_be_bytes());
+        cdb[7..9].copy_from_slice(&blocks.to_be_bytes());
+        cdb
+    }
+
+    pub(crate) fn sixteen(opcode: u8, flags: u8, lba: u64, blocks: u32) -> [u8; 16] {
+        let mut cdb = [0; 16];
+        cdb[0] = opcode;
+        cdb[1] = flags;
+        cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+        cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
+        cdb
+    }
+
+    /// A read or write in each layout that can express it.
+    pub(crate) fn every_layout(write: bool, flags: u8, lba: u64, blocks: u32) -> Vec<Vec<u8>> {
+        let opcode = |read, written| if write { written } else { read };
+        let mut cdbs = vec![sixteen(opcode(0x88, 0x8a), flags, lba, blocks).to_vec()];
+        let mut long = [0; 32];
+        long[0] = 0x7f;
+        long[7] = 0x18;
+        long[9] = opcode(0x09, 0x0b);
+        long[10] = flags;
+        long[12..20].copy_from_slice(&lba.to_be_bytes());
+        long[28..32].copy_from_slice(&blocks.to_be_bytes());
+        cdbs.push(long.to_vec());
+        let Ok(lba) = u32::try_from(lba) else {
+            return cdbs;
+        };
+        let mut twelve = [0; 12];
+        twelve[0] = opcode(0xa8, 0xaa);
+        twelve[1] = flags;
+        twelve[2..6].copy_from_slice(&lba.to_be_bytes());
+        twelve[6..10].copy_from_slice(&blocks.to_be_bytes());
+        cdbs.push(twelve.to_vec());
+        if let Ok(blocks) = u16::try_from(blocks) {
+            cdbs.push(ten(opcode(0x28, 0x2a), flags, lba, blocks).to_vec());
+        }
+        if lba < 1 << 21 && (1..=256).contains(&blocks) && flags == 0 {
+            let [_, high, middle, low] = lba.to_be_bytes();
+            cdbs.push(vec![opcode(0x08, 0x0a), high, middle, low, blocks as u8, 0]);
+        }
+        cdbs
+    }
+}
