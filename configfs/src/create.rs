@@ -202,12 +202,25 @@ impl Tree {
     /// Enables the device: the kernel asks the daemon and waits for its verdict.
     fn enable(&self, settled: &Settled<'_>, path: &Path) -> Result<()> {
         let enable = Change::Write(path.join("enable"), "1".to_owned());
-        self.attempt_until_unblocked(&enable, &Guard::Netlink)?
-            .map_err(|source| Error::Refused {
-                what: format!("the new LUN with the config {}", settled.dev_config),
+        let what = format!("the new LUN with the config {}", settled.dev_config);
+        match self.attempt_until_unblocked(&enable, &Guard::Netlink) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(Error::Refused {
+                what,
                 meaning: enable_verdict(&source, settled),
                 source,
-            })
+            }),
+            // Daemons keep silent about each other's subtypes.
+            Err(Error::TimedOut { seconds, note, .. }) => Err(Error::TimedOut {
+                what,
+                seconds,
+                note: format!(
+                    "{note}. Is there a handler {} at all? Nobody answers for an unknown one",
+                    settled.spec.handler
+                ),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// How to take a LUN's link away when its creation failed: the daemon may not serve it at all.

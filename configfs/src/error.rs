@@ -106,7 +106,7 @@ pub enum Error {
     },
 
     /// The kernel did not come back in time.
-    #[error("{what} did not finish within {seconds} s: {note}")]
+    #[error("{what} took longer than {seconds} s: {note}")]
     TimedOut {
         /// What we waited for.
         what: String,

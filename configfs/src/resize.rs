@@ -40,12 +40,26 @@ impl Tree {
         }
         if size != before.size {
             let write = Change::Write(place.path.join("attrib/dev_size"), size.to_string());
-            self.attempt_until_unblocked(&write, &Guard::Netlink)?
-                .map_err(|source| Error::Refused {
-                    what: format!("the new size of {name}"),
-                    meaning: resize_verdict(&source, size),
-                    source,
-                })?;
+            let what = format!("the new size of {name}");
+            match self.attempt_until_unblocked(&write, &Guard::Netlink) {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => {
+                    let meaning = resize_verdict(&source, size);
+                    return Err(Error::Refused {
+                        what,
+                        meaning,
+                        source,
+                    });
+                }
+                Err(Error::TimedOut { seconds, note, .. }) => {
+                    return Err(Error::TimedOut {
+                        what,
+                        seconds,
+                        note,
+                    });
+                }
+                Err(error) => return Err(error),
+            }
         }
         for export in &before.exports {
             if let (Some(address), Some(disk)) = (&export.scsi_address, &export.block_device) {

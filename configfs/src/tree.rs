@@ -81,6 +81,17 @@ pub(crate) enum Guard {
     },
 }
 
+impl Guard {
+    /// What a change under this guard waits for.
+    fn awaits(&self) -> &'static str {
+        match self {
+            Guard::Quick | Guard::Bounded => "the kernel",
+            Guard::Netlink => "the daemon's answer",
+            Guard::Ring { .. } => "the LUN's outstanding commands",
+        }
+    }
+}
+
 impl Tree {
     /// This machine's tree.
     pub fn system() -> Self {
@@ -267,7 +278,11 @@ impl Tree {
             }
             let passed = begin.elapsed();
             if passed >= next_note {
-                self.tell(&format!("still waiting ({} s): {change}", passed.as_secs()));
+                self.tell(&format!(
+                    "still waiting for {} ({} s)",
+                    guard.awaits(),
+                    passed.as_secs()
+                ));
                 next_note += PATIENCE;
             }
             if let Guard::Ring {
@@ -330,7 +345,7 @@ impl Tree {
 
     fn timed_out(&self, change: &Change, note: &str) -> Error {
         Error::TimedOut {
-            what: format!("the attempt to {change}"),
+            what: format!("trying to {change}"),
             seconds: self.time_limit.as_secs(),
             note: format!("{note}. {} may say more", crate::daemon::LOG_HINT),
         }

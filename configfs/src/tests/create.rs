@@ -225,7 +225,11 @@ fn a_daemon_that_never_answers_is_given_up_on() {
         let tree = machine.tree().with_time_limit(Duration::from_millis(200));
         let error = tree.create(&spec()).expect_err("nobody answers");
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
-        assert!(error.to_string().contains("withdrawn"), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("withdrawn") && text.contains("a handler file at all?"),
+            "{text}"
+        );
         assert!(machine.kernel.remains().is_empty());
         // A block that a starting daemon set stays.
         let after = fs::read_to_string(machine.roots.tcmu_parameter("block_netlink"));
