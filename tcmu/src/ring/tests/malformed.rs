@@ -304,11 +304,13 @@ fn ring_bytes(ring: &Ring) -> Vec<u8> {
 fn a_reset_is_noticed_by_next() {
     for (published, submitted) in [(true, 1), (true, 3), (false, 0), (false, 1)] {
         let (mut kernel, mut ring, command) = after_a_reset(published);
-        let tags: Vec<_> = (0..submitted)
+        let mut tags: Vec<_> = (0..submitted)
             .map(|_| submit(&mut kernel, Data::In(512)))
             .collect();
         assert!(ring.has_new());
         assert!(matches!(ring.next(), Err(RingError::Moved { .. })));
+        // The head may pass the place where it was before the reset.
+        tags.extend((0..3).map(|_| submit(&mut kernel, Data::In(512))));
         let before = ring_bytes(&ring);
         ring.complete(command, Completion::GOOD);
         assert!(!ring.publish());
@@ -322,7 +324,7 @@ fn a_reset_is_noticed_by_next() {
         while let Some(Entry::Command(command)) = ring.next().unwrap() {
             ring.complete(command, Completion::GOOD);
         }
-        assert_eq!(ring.publish(), submitted > 0);
+        assert!(ring.publish());
         assert_eq!(
             kernel.reap().iter().map(|f| f.tag).collect::<Vec<_>>(),
             tags
