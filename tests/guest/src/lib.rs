@@ -26,7 +26,7 @@
 //! ```
 //!
 //! The modules are what tests need again and again: [`sh`] for commands with the exit code that is
-//! expected of them, [`daemon`] for the runner.
+//! expected of them, [`daemon`] for the runner, [`lun`] for LUNs.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -34,6 +34,7 @@ pub mod daemon;
 mod events;
 mod host;
 mod inside;
+pub mod lun;
 mod registry;
 pub mod sh;
 

@@ -76,7 +76,8 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn line<S: AsRef<OsStr>>(words: &[S]) -> String {
+/// A command as people type it.
+pub(crate) fn line<S: AsRef<OsStr>>(words: &[S]) -> String {
     words
         .iter()
         .map(|w| w.as_ref().to_string_lossy())

@@ -1,7 +1,13 @@
 //! The project's tests on a real kernel. `cargo test -p tcmu-guest-tests` boots it and runs them.
 #![forbid(unsafe_code)]
 
+mod bad_input;
+mod commands;
+mod disk;
+mod iscsi;
 mod kernel;
+mod lifecycle;
+mod many;
 
 fn main() -> std::process::ExitCode {
     tcmu_guest_tests::main()

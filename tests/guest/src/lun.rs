@@ -1,0 +1,220 @@
+//! LUNs, as a test makes them with `tcmuctl`.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+
+use crate::daemon::program;
+use crate::sh;
+
+/// One MiB, in bytes.
+pub const MIB: u64 = 1 << 20;
+
+/// Runs `tcmuctl` with these arguments, which must succeed, and returns what it printed.
+///
+/// # Errors
+/// If it fails.
+pub fn tcmuctl(args: &[&str]) -> anyhow::Result<String> {
+    sh::run(&words(args)?)
+}
+
+/// Runs `tcmuctl` with these arguments, which must fail (exit code 1, or 2 for wrong usage), and
+/// returns its message.
+///
+/// # Errors
+/// If it succeeds, or ends in any other way.
+pub fn tcmuctl_fails(args: &[&str]) -> anyhow::Result<String> {
+    let words = words(args)?;
+    let output = sh::run_any(&words)?;
+    ensure!(
+        matches!(output.status.code(), Some(1 | 2)),
+        "`{}` should have failed, and ended with {}",
+        sh::line(&words),
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn words(args: &[&str]) -> anyhow::Result<Vec<OsString>> {
+    let program = program("tcmuctl")?.into_os_string();
+    Ok(std::iter::once(program)
+        .chain(args.iter().map(OsString::from))
+        .collect())
+}
+
+/// Makes a sparse image of so many bytes in the guest's memory and returns its path.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn image(name: &str, bytes: u64) -> anyhow::Result<String> {
+    let path = format!("/run/{name}.img");
+    let file = File::create(&path).with_context(|| format!("cannot make {path}"))?;
+    file.set_len(bytes)
+        .with_context(|| format!("cannot make {path} {bytes} bytes long"))?;
+    Ok(path)
+}
+
+/// A LUN that is a disk of the guest; deleted by [`delete`](Disk::delete), or by force when
+/// dropped.
+#[derive(Debug)]
+pub struct Disk {
+    name: String,
+    path: PathBuf,
+    deleted: bool,
+}
+
+impl Disk {
+    /// Creates a LUN of a handler and configuration, with any further options of
+    /// `tcmuctl create`, on loopback.
+    ///
+    /// # Errors
+    /// If `tcmuctl` fails or prints no disk.
+    pub fn create(
+        name: &str,
+        handler: &str,
+        config: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Self> {
+        let fixed = [
+            "create",
+            name,
+            "--handler",
+            handler,
+            "--config",
+            config,
+            "--loopback",
+        ];
+        let printed = tcmuctl(&[&fixed, options].concat())?;
+        let path = printed.lines().find(|l| l.starts_with("/dev/"));
+        let path = path.with_context(|| format!("tcmuctl named no disk: {printed}"))?;
+        Ok(Disk {
+            name: name.to_owned(),
+            path: path.into(),
+            deleted: false,
+        })
+    }
+
+    /// A disk of the file handler on a new sparse image of so many bytes.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn of_image(name: &str, bytes: u64) -> anyhow::Result<Self> {
+        Self::create(name, "file", &image(name, bytes)?, &[])
+    }
+
+    /// The LUN's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The disk's path, as an argument of commands.
+    pub fn path(&self) -> &str {
+        self.path.to_str().unwrap_or_default()
+    }
+
+    /// Its size in bytes, as the block layer has it.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn size(&self) -> anyhow::Result<u64> {
+        let text = sh::run(&["blockdev", "--getsize64", self.path()])?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("no size: {text}"))
+    }
+
+    /// Writes a block of one byte value at an offset, past the page cache's delay.
+    ///
+    /// # Errors
+    /// If the write or the flush fails.
+    pub fn write(&self, offset: u64, value: u8) -> anyhow::Result<()> {
+        let file = File::options()
+            .write(true)
+            .open(&self.path)
+            .context(self.path().to_owned())?;
+        file.write_all_at(&[value; BLOCK], offset)
+            .context("write")?;
+        file.sync_all().context("flush")
+    }
+
+    /// Whether the block at an offset holds this byte value throughout, asking the LUN, not the
+    /// page cache.
+    ///
+    /// # Errors
+    /// If the read fails.
+    pub fn holds(&self, offset: u64, value: u8) -> anyhow::Result<bool> {
+        sh::run(&["blockdev", "--flushbufs", self.path()])?;
+        let file = File::open(&self.path).context(self.path().to_owned())?;
+        let mut block = [!value; BLOCK];
+        file.read_exact_at(&mut block, offset).context("read")?;
+        Ok(block.iter().all(|&b| b == value))
+    }
+
+    /// Deletes the LUN; the disk must be gone then.
+    ///
+    /// # Errors
+    /// If `tcmuctl` fails or leaves the disk.
+    pub fn delete(mut self) -> anyhow::Result<()> {
+        tcmuctl(&["delete", &self.name])?;
+        self.deleted = true;
+        let entry = Path::new("/sys/class/block").join(self.path.file_name().unwrap_or_default());
+        ensure!(!entry.exists(), "{} is still there", entry.display());
+        Ok(())
+    }
+}
+
+/// What [`Disk::write`] writes and [`Disk::holds`] reads, in bytes.
+const BLOCK: usize = 4096;
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if !self.deleted {
+            let _ = tcmuctl(&["delete", "--force", &self.name]);
+        }
+    }
+}
+
+/// The names of all LUNs that `tcmuctl list` knows.
+///
+/// # Errors
+/// If it fails or prints no JSON.
+pub fn names() -> anyhow::Result<Vec<String>> {
+    let text = tcmuctl(&["list", "--json"])?;
+    let list: serde_json::Value = serde_json::from_str(&text).context("tcmuctl list --json")?;
+    let entries = list.as_array().context("tcmuctl list --json is no list")?;
+    Ok(entries
+        .iter()
+        .filter_map(|e| e["name"].as_str())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// What is left in LIO's tree of user backstores and fabrics; empty when nothing is.
+///
+/// # Errors
+/// If configfs is not there.
+pub fn leftovers() -> anyhow::Result<Vec<String>> {
+    let target = Path::new("/sys/kernel/config/target");
+    let mut left = Vec::new();
+    for entry in fs::read_dir(target.join("core"))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("user_") {
+            left.push(format!("core/{name}"));
+        }
+    }
+    for fabric in ["loopback", "iscsi"] {
+        let Ok(entries) = fs::read_dir(target.join(fabric)) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("naa.") || name.starts_with("iqn.") {
+                left.push(format!("{fabric}/{name}"));
+            }
+        }
+    }
+    Ok(left)
+}

@@ -1,0 +1,111 @@
+//! A LUN for other machines.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use tcmu_guest_tests::daemon::Daemon;
+use tcmu_guest_tests::lun::{MIB, image, leftovers, tcmuctl};
+use tcmu_guest_tests::{TestResult, guest_test, sh};
+
+const IQN: &str = "iqn.2026-11.com.example:guest";
+const PORTAL: &str = "127.0.0.1:3260";
+
+guest_test!(a_portal_answers);
+fn a_portal_answers() -> TestResult {
+    let daemon = Daemon::start()?;
+    let image = image("net", 48 * MIB)?;
+    let create = [
+        "create",
+        "net",
+        "--handler",
+        "file",
+        "--config",
+        &image,
+        "--iscsi",
+        IQN,
+    ];
+    let printed = tcmuctl(&create)?;
+    ensure!(
+        printed.contains(PORTAL) && printed.contains(IQN),
+        "{printed}"
+    );
+
+    let url = format!("iscsi://{PORTAL}/{IQN}/0");
+    let list = sh::run(&["iscsi-ls", "--show-luns", &format!("iscsi://{PORTAL}")])?;
+    ensure!(list.contains(IQN), "the target is not listed");
+    let inquiry = sh::run(&["iscsi-inq", &url])?;
+    ensure!(
+        inquiry.contains("Peripheral Device Type:DIRECT_ACCESS"),
+        "no disk"
+    );
+    let capacity = sh::run(&["iscsi-readcapacity16", &url])?;
+    ensure!(capacity.contains("Total size:50331648"), "not the size");
+
+    // These tools do not log out.
+    tcmuctl(&["delete", "--force", "net"])?;
+    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    daemon.stop()
+}
+
+guest_test!(the_kernels_initiator_uses_it);
+fn the_kernels_initiator_uses_it() -> TestResult {
+    let daemon = Daemon::start()?;
+    let image = image("initiator", 64 * MIB)?;
+    let create = [
+        "create",
+        "initiator",
+        "--handler",
+        "file",
+        "--config",
+        &image,
+        "--iscsi",
+        IQN,
+    ];
+    tcmuctl(&create)?;
+
+    fs::write(
+        "/etc/iscsi/initiatorname.iscsi",
+        "InitiatorName=iqn.2026-11.com.example:tester\n",
+    )?;
+    sh::run(&["iscsid"])?;
+    sh::run(&[
+        "iscsiadm",
+        "-m",
+        "discovery",
+        "-t",
+        "sendtargets",
+        "-p",
+        PORTAL,
+    ])?;
+    sh::run(&["iscsiadm", "-m", "node", "-T", IQN, "-p", PORTAL, "--login"])?;
+    let disk = await_disk(Path::new("/dev/sda"))?;
+    sh::run(&["mkfs.ext4", "-q", "-F", &disk])?;
+    sh::run(&["mount", &disk, "/mnt"])?;
+    fs::write("/mnt/hello", "through the network")?;
+    sh::run(&["umount", "/mnt"])?;
+    sh::run(&["mount", "-o", "ro", &disk, "/mnt"])?;
+    ensure!(fs::read_to_string("/mnt/hello")? == "through the network");
+    sh::run(&["umount", "/mnt"])?;
+    sh::run(&[
+        "iscsiadm", "-m", "node", "-T", IQN, "-p", PORTAL, "--logout",
+    ])?;
+    tcmuctl(&["delete", "initiator"])?;
+    daemon.stop()
+}
+
+/// Waits for the disk of a session that has just logged in, and returns its path.
+fn await_disk(disk: &Path) -> anyhow::Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while fs::File::open(disk).is_err() {
+        ensure!(
+            Instant::now() < deadline,
+            "no {} after the login",
+            disk.display()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    disk.to_str().map(str::to_owned).context("no UTF-8")
+}
