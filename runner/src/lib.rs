@@ -24,4 +24,5 @@ mod run_dir;
 
 pub use config::Config;
 pub use program::main;
+pub use reactor::{Counters, LocalReactor};
 pub use registry::Registry;

@@ -100,15 +100,15 @@ struct Slot {
     memory: Option<Arc<dyn Memory>>,
 }
 
-/// How much the engine has done so far.
+/// How much a reactor has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct EngineCounters {
-    /// System calls: io_uring_enter.
-    pub(crate) enters: u64,
-    /// Operations of backstores.
-    pub(crate) operations: u64,
+pub struct Counters {
+    /// System calls: each submits and waits for everything at once (io_uring_enter).
+    pub system_calls: u64,
+    /// Operations of backstores that were handed to the kernel.
+    pub operations: u64,
     /// Kicks of LUNs.
-    pub(crate) kicks: u64,
+    pub kicks: u64,
 }
 
 struct Inner {
@@ -118,7 +118,7 @@ struct Inner {
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
     forgotten: usize,
-    counters: EngineCounters,
+    counters: Counters,
 }
 
 /// One io_uring, used by one thread.
@@ -136,7 +136,7 @@ impl UringEngine {
             free: Vec::new(),
             backlog: VecDeque::new(),
             forgotten: 0,
-            counters: EngineCounters::default(),
+            counters: Counters::default(),
         };
         Ok(Self {
             inner: RefCell::new(inner),
@@ -196,7 +196,7 @@ impl UringEngine {
     }
 
     /// What was done so far.
-    pub(crate) fn counters(&self) -> EngineCounters {
+    pub(crate) fn counters(&self) -> Counters {
         self.inner.borrow().counters
     }
 }
@@ -241,7 +241,7 @@ impl Inner {
         let queued = self.uring.submission().len() as u32;
         let finished = !self.uring.completion().is_empty();
         let want = u32::from(wait && !finished && self.backlog.is_empty());
-        self.counters.enters += 1;
+        self.counters.system_calls += 1;
         const IORING_ENTER_GETEVENTS: u32 = 1; // include/uapi/linux/io_uring.h
         // SAFETY: no argument struct and no signal mask are passed; the rest are numbers.
         let entered = unsafe {

@@ -1,0 +1,90 @@
+//! A reactor without a daemon: one thread of the caller's serves LUNs of the caller's.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use tcmu::doorbell::Doorbell;
+use tcmu::mapping::Mapping;
+use tcmu::ring::Ring;
+use tcmu_handler::{Backstore, Error, ErrorKind};
+
+use super::blocking::BlockingPool;
+use super::engine::{Counters, UringEngine};
+use super::lun::lun;
+use super::message::LunId;
+use super::ready::ReadyQueue;
+use super::turn::Reactor;
+use crate::device_server::{Geometry, Identity, LogicalUnit};
+
+/// A reactor on the calling thread.
+///
+/// It is what the daemon's threads run, for programs that find their devices by themselves, and for
+/// tests and benchmarks on [`tcmu::mock`].
+pub struct LocalReactor {
+    reactor: Reactor,
+    next: LunId,
+}
+
+impl LocalReactor {
+    /// A reactor for this thread, which has at most `blocking_threads` threads for what blocks.
+    ///
+    /// # Errors
+    /// Where io_uring is missing or forbidden.
+    pub fn new(blocking_threads: usize) -> io::Result<Self> {
+        let ready = ReadyQueue::new()?;
+        ready.adopt();
+        let engine = UringEngine::new(BlockingPool::new(blocking_threads))?;
+        // Nobody sends messages here, and the caller sees what becomes of its devices.
+        let (_, inbox) = channel();
+        let reactor = Reactor::new(engine, ready, inbox, Arc::new(|_| {}));
+        Ok(Self { reactor, next: 0 })
+    }
+
+    /// Serves the ring in `memory`, whose signals go through `device`, on `backstore`.
+    /// `write_cache` is the initial WCE of the unit.
+    ///
+    /// # Errors
+    /// If the memory is not that of a command ring.
+    pub fn attach<B: Backstore>(
+        &mut self,
+        device: Box<dyn Doorbell>,
+        memory: Arc<Mapping>,
+        backstore: B,
+        identity: Identity,
+        geometry: Geometry,
+        write_cache: bool,
+    ) -> Result<(), Error> {
+        let (id, name) = (self.next, identity.name.clone());
+        self.next += 1;
+        let unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+        let ring = Ring::new(memory).map_err(|error| {
+            Error::new(ErrorKind::Internal, "the command ring cannot be used").with_source(error)
+        })?;
+        self.reactor.attach(id, |context| {
+            Ok(lun(name, device, ring, unit, None, context))
+        })
+    }
+
+    /// One turn: starts what can be started, publishes what is completed. With `wait`, sleeps until
+    /// there is something to do. Returns whether nothing is left to do without another event.
+    ///
+    /// # Errors
+    /// If io_uring fails; the reactor cannot be used any more then.
+    pub fn turn(&mut self, wait: bool) -> io::Result<bool> {
+        self.reactor.turn(wait)
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        self.reactor.counters()
+    }
+}
+
+impl std::fmt::Debug for LocalReactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalReactor")
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,50 @@
+//! What is said to a reactor, and what it says.
+
+use std::sync::Arc;
+
+use tcmu_handler::Error;
+
+use super::lun::{Context, Done, Lun};
+
+/// Names a LUN: its uio device's minor number.
+pub(crate) type LunId = u32;
+
+/// Makes a LUN on the reactor's thread.
+pub(crate) type MakeLun = Box<dyn FnOnce(Context) -> Result<Box<dyn Lun>, Error> + Send>;
+
+/// What a reactor is asked to do.
+pub(crate) enum Message {
+    /// Serve a new LUN.
+    Attach {
+        id: LunId,
+        make: MakeLun,
+        done: Done,
+    },
+    /// Finish what is in flight, close the backstore, and let go of the device. Commands that have
+    /// not been fetched stay in the ring for whoever serves it next.
+    Detach { id: LunId, done: Done },
+    /// Change a LUN's size.
+    Resize { id: LunId, size: u64, done: Done },
+    /// Change what a LUN says of its write cache.
+    SetWriteCache {
+        id: LunId,
+        enabled: bool,
+        done: Done,
+    },
+    /// End the thread. LUNs that are still there are dropped as they are.
+    Stop,
+}
+
+/// What a reactor says by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The LUN's device is gone.
+    Gone(LunId),
+    /// The LUN's ring cannot be read any further.
+    Broken(LunId),
+    /// The reactor has ended, and its LUNs are not served any more.
+    Failed,
+}
+
+/// Is told the notices, on the reactor's thread.
+pub(crate) type OnNotice = Arc<dyn Fn(Notice) + Send + Sync>;

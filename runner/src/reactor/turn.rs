@@ -1,0 +1,435 @@
+//! The turns of a reactor.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::mem;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use tcmu_handler::{Error, ErrorKind, Io};
+
+use super::engine::{Counters, Event, Source, UringEngine};
+use super::lun::{Context, Done, Errand, Lun, device_fd};
+use super::message::{LunId, Message, Notice, OnNotice};
+use super::ready::{ReadyQueue, TaskId};
+use super::tasks::Tasks;
+
+/// The bell has the place behind all LUNs.
+const BELL: Source = Source {
+    place: u32::MAX,
+    generation: 0,
+};
+
+/// How often tasks that wake themselves are stepped before the turn goes on.
+const STEPS_PER_TURN: usize = 16;
+
+/// A place for a LUN.
+struct Place {
+    generation: u32,
+    lun: Option<Attached>,
+    /// Something happened to the LUN in this turn.
+    touched: bool,
+}
+
+struct Attached {
+    id: LunId,
+    lun: Box<dyn Lun>,
+    /// The device still exists, as far as is known.
+    present: bool,
+    /// Who waits for the LUN to be detached.
+    leaving: Option<Leaving>,
+}
+
+enum Leaving {
+    /// Commands are in flight.
+    Draining(Done),
+    /// The backstore is being closed.
+    Closing(Done),
+    /// The kernel is asked to let go of the device.
+    Unwatching(Done, Result<(), Error>),
+}
+
+/// How the closing of backstores ended, by place.
+type Closed = Rc<RefCell<Vec<(u32, Result<(), Error>)>>>;
+
+/// A reactor, used by one thread.
+pub(super) struct Reactor {
+    engine: Rc<UringEngine>,
+    io: Io,
+    ready: Arc<ReadyQueue>,
+    inbox: Receiver<Message>,
+    on_notice: OnNotice,
+    places: Vec<Place>,
+    by_id: HashMap<LunId, u32>,
+    /// The places that something happened to in this turn.
+    touched: Vec<u32>,
+    errands: Tasks<Errand>,
+    /// Left there by errands.
+    closed: Closed,
+    stop: bool,
+    /// Used in every turn, and empty in between.
+    events: Vec<Event>,
+    tasks: Vec<TaskId>,
+}
+
+impl Reactor {
+    /// A reactor on this thread, which must be the one that made the engine and adopted `ready`.
+    pub(super) fn new(
+        engine: UringEngine,
+        ready: Arc<ReadyQueue>,
+        inbox: Receiver<Message>,
+        on_notice: OnNotice,
+    ) -> Self {
+        let engine = Rc::new(engine);
+        engine.watch(ready.bell(), BELL);
+        Self {
+            io: Io::new(Rc::clone(&engine) as Rc<dyn tcmu_handler::Engine>),
+            engine,
+            ready,
+            inbox,
+            on_notice,
+            places: Vec::new(),
+            by_id: HashMap::new(),
+            touched: Vec::new(),
+            errands: Tasks::new(),
+            closed: Rc::default(),
+            stop: false,
+            events: Vec::new(),
+            tasks: Vec::new(),
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        let mut idle = true;
+        while !self.stop {
+            idle = self.turn(idle)?;
+        }
+        tracing::debug!(counters = ?self.counters(), "reactor ends");
+        Ok(())
+    }
+
+    /// One turn. With `wait`, sleeps until there is something to do. Returns whether nothing is left
+    /// to do without another event.
+    pub(super) fn turn(&mut self, wait: bool) -> io::Result<bool> {
+        let mut events = mem::take(&mut self.events);
+        let mut tasks = mem::take(&mut self.tasks);
+        self.engine.turn(wait, &mut events)?;
+        for event in events.drain(..) {
+            self.handle(event, &mut tasks);
+        }
+        self.step(&mut tasks);
+        self.fetch();
+        let idle = !self.step(&mut tasks);
+        self.publish();
+        (self.events, self.tasks) = (events, tasks);
+        Ok(idle)
+    }
+
+    /// How much the engine has done so far.
+    pub(super) fn counters(&self) -> Counters {
+        self.engine.counters()
+    }
+
+    fn handle(&mut self, event: Event, tasks: &mut Vec<TaskId>) {
+        match event {
+            Event::Ready {
+                source: BELL,
+                armed,
+            } => {
+                if !armed {
+                    self.engine.watch(self.ready.bell(), BELL);
+                }
+                self.ready.silence();
+                self.ready.take_remote(tasks);
+                while let Ok(message) = self.inbox.try_recv() {
+                    self.obey(message);
+                }
+            }
+            Event::Ready { source, armed } => {
+                let Some(attached) = self.attached(source) else {
+                    return;
+                };
+                if !armed && attached.present {
+                    // The file descriptor stays open until its source is unwatched.
+                    let device = attached.lun.device().poll_fd();
+                    self.engine.watch(device, source);
+                }
+                self.touch(source.place);
+            }
+            Event::Gone { source } => {
+                if let Some(attached) = self.attached_mut(source)
+                    && mem::replace(&mut attached.present, false)
+                {
+                    let id = attached.id;
+                    attached.lun.quiesce();
+                    (self.on_notice)(Notice::Gone(id));
+                }
+            }
+            Event::Unwatched { source } => self.remove(source),
+        }
+    }
+
+    /// Steps the tasks that were woken, and those that they wake, for a while. Returns whether some
+    /// still want to run.
+    fn step(&mut self, tasks: &mut Vec<TaskId>) -> bool {
+        for _ in 0..STEPS_PER_TURN {
+            for task in tasks.drain(..) {
+                match task {
+                    TaskId::Command { lun, slot } => {
+                        let place = self.places.get_mut(lun as usize);
+                        if let Some(attached) = place.and_then(|place| place.lun.as_mut()) {
+                            attached.lun.step(slot);
+                            self.touch(lun);
+                        }
+                    }
+                    TaskId::Control(slot) => self.run_errand(slot),
+                }
+            }
+            ReadyQueue::take_local(tasks);
+            if tasks.is_empty() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Fetches the new commands of the LUNs that something happened to.
+    fn fetch(&mut self) {
+        for &place in &self.touched {
+            if let Some(attached) = &mut self.places[place as usize].lun {
+                let was_broken = attached.lun.is_broken();
+                attached.lun.fetch();
+                if attached.lun.is_broken() && !was_broken {
+                    (self.on_notice)(Notice::Broken(attached.id));
+                }
+            }
+        }
+    }
+
+    /// Publishes what was completed, and goes on with LUNs that are to leave.
+    fn publish(&mut self) {
+        let forgotten = self.engine.has_forgotten();
+        for index in 0..self.touched.len() {
+            let place = self.touched[index];
+            let Place {
+                generation,
+                lun,
+                touched,
+            } = &mut self.places[place as usize];
+            *touched = false;
+            let source = Source {
+                place,
+                generation: *generation,
+            };
+            let Some(attached) = lun else { continue };
+            if attached.lun.publish(forgotten) && attached.present {
+                self.engine.kick(device_fd(&*attached.lun), source);
+            }
+            if attached.lun.in_flight() == 0 {
+                self.close_if_leaving(place);
+            }
+        }
+        self.touched.clear();
+        for (place, result) in self.closed.take() {
+            self.unwatch(place, result);
+        }
+    }
+
+    /// Does what a message asks for, or starts it.
+    pub(super) fn obey(&mut self, message: Message) {
+        match message {
+            Message::Attach { id, make, done } => done(self.attach(id, make)),
+            Message::Detach { id, done } => match self.find(id) {
+                Ok(place) => {
+                    if let Some(attached) = &mut self.places[place as usize].lun {
+                        attached.lun.quiesce();
+                        if attached.leaving.is_some() {
+                            return done(Err(Error::new(
+                                ErrorKind::Busy,
+                                "the LUN is being detached already",
+                            )));
+                        }
+                        attached.leaving = Some(Leaving::Draining(done));
+                        self.touch(place);
+                    }
+                }
+                Err(error) => done(Err(error)),
+            },
+            Message::Resize { id, size, done } => match self.find(id) {
+                Ok(place) => {
+                    if let Some(attached) = &self.places[place as usize].lun {
+                        let errand = attached.lun.resize(size, done);
+                        self.start_errand(errand);
+                    }
+                }
+                Err(error) => done(Err(error)),
+            },
+            Message::SetWriteCache { id, enabled, done } => match self.find(id) {
+                Ok(place) => {
+                    if let Some(attached) = &self.places[place as usize].lun {
+                        let errand = attached.lun.set_write_cache(enabled, done);
+                        self.start_errand(errand);
+                    }
+                }
+                Err(error) => done(Err(error)),
+            },
+            Message::Stop => self.stop = true,
+        }
+    }
+
+    /// Serves the LUN that `make` makes.
+    pub(super) fn attach(
+        &mut self,
+        id: LunId,
+        make: impl FnOnce(Context) -> Result<Box<dyn Lun>, Error>,
+    ) -> Result<(), Error> {
+        if self.by_id.contains_key(&id) {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                "the device is attached already",
+            ));
+        }
+        let place = match self.places.iter().position(|place| place.lun.is_none()) {
+            Some(place) => place as u32,
+            None => {
+                self.places.push(Place {
+                    generation: 0,
+                    lun: None,
+                    touched: false,
+                });
+                self.places.len() as u32 - 1
+            }
+        };
+        let context = Context {
+            io: self.io.clone(),
+            ready: Arc::clone(&self.ready),
+            place,
+        };
+        let lun = make(context)?;
+        let slot = &mut self.places[place as usize];
+        let source = Source {
+            place,
+            generation: slot.generation,
+        };
+        self.engine.watch(lun.device().poll_fd(), source);
+        slot.lun = Some(Attached {
+            id,
+            lun,
+            present: true,
+            leaving: None,
+        });
+        self.by_id.insert(id, place);
+        // Commands may be waiting since before the watch.
+        self.touch(place);
+        Ok(())
+    }
+
+    /// Closes the backstore of a LUN that has nothing in flight and is to leave.
+    fn close_if_leaving(&mut self, place: u32) {
+        let Some(attached) = &mut self.places[place as usize].lun else {
+            return;
+        };
+        match attached.leaving.take() {
+            Some(Leaving::Draining(done)) => {
+                attached.leaving = Some(Leaving::Closing(done));
+                let (closing, closed) = (attached.lun.close(), Rc::clone(&self.closed));
+                self.start_errand(Box::pin(async move {
+                    let result = closing.await;
+                    closed.borrow_mut().push((place, result));
+                }));
+            }
+            other => attached.leaving = other,
+        }
+    }
+
+    /// Goes on with a LUN whose backstore is closed: its last kick is queued, the device can go.
+    fn unwatch(&mut self, place: u32, result: Result<(), Error>) {
+        let Place {
+            generation,
+            lun: Some(attached),
+            ..
+        } = &mut self.places[place as usize]
+        else {
+            return;
+        };
+        if let Some(Leaving::Closing(done)) = attached.leaving.take() {
+            attached.leaving = Some(Leaving::Unwatching(done, result));
+            self.engine.unwatch(Source {
+                place,
+                generation: *generation,
+            });
+        }
+    }
+
+    /// Lets go of a LUN that is not watched any more.
+    fn remove(&mut self, source: Source) {
+        let Some(Attached {
+            leaving: Some(Leaving::Unwatching(..)),
+            ..
+        }) = self.attached(source)
+        else {
+            return;
+        };
+        let place = &mut self.places[source.place as usize];
+        place.generation = (place.generation + 1) % Source::GENERATIONS;
+        let Some(Attached {
+            id, lun, leaving, ..
+        }) = place.lun.take()
+        else {
+            return;
+        };
+        self.by_id.remove(&id);
+        tracing::debug!(lun = lun.name(), commands = lun.completed(), "detached");
+        drop(lun);
+        if let Some(Leaving::Unwatching(done, result)) = leaving {
+            done(result);
+        }
+    }
+
+    fn find(&self, id: LunId) -> Result<u32, Error> {
+        self.by_id
+            .get(&id)
+            .copied()
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such LUN is attached"))
+    }
+
+    fn attached(&self, source: Source) -> Option<&Attached> {
+        let place = self.places.get(source.place as usize)?;
+        place
+            .lun
+            .as_ref()
+            .filter(|_| place.generation == source.generation)
+    }
+
+    fn attached_mut(&mut self, source: Source) -> Option<&mut Attached> {
+        let place = self.places.get_mut(source.place as usize)?;
+        place
+            .lun
+            .as_mut()
+            .filter(|_| place.generation == source.generation)
+    }
+
+    fn touch(&mut self, place: u32) {
+        if let Some(Place { touched, .. }) = self.places.get_mut(place as usize)
+            && !mem::replace(touched, true)
+        {
+            self.touched.push(place);
+        }
+    }
+
+    fn start_errand(&mut self, errand: Errand) {
+        let ready = &self.ready;
+        let slot = self
+            .errands
+            .insert(errand, |slot| ready.waker(TaskId::Control(slot)));
+        self.run_errand(slot);
+    }
+
+    fn run_errand(&mut self, slot: u32) {
+        // An errand has nothing left to say when it is done.
+        let _ = self.errands.poll(slot);
+    }
+}

@@ -1,0 +1,88 @@
+//! Reads and writes allocate nothing once the LUN has warmed up.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use tcmu::mock::Config;
+
+use crate::lun::{BLOCK, Lun, image, pattern};
+
+/// Counts the allocations of threads that ask for it.
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+// SAFETY: everything is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get().map(|count| count + 1));
+        // SAFETY: the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above; `pointer` came from there.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> usize {
+    COUNT.set(Some(0));
+    work();
+    COUNT.replace(None).unwrap_or(0)
+}
+
+#[test]
+fn the_count_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+}
+
+#[test]
+fn reads_and_writes_allocate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // Poisoning is the mock's own work, and slow.
+    let config = Config {
+        blocks: 4096,
+        poison: false,
+        ..Config::default()
+    };
+    let mut lun = Lun::with_config(image(folder.path()), config);
+    let data = pattern(5, 64 * BLOCK);
+    let round = |lun: &mut Lun| {
+        let mut tags = Vec::new();
+        for number in 0..16 {
+            tags.push(lun.write(number * 64, &data));
+            tags.push(lun.read(number * 64, 64));
+            tags.push(lun.read(number * 64 + 3, 8));
+        }
+        // Only what the runner does is counted, not what the mock kernel does.
+        let mut count = 0;
+        let mut finished = 0;
+        let mut wait = true;
+        while finished < tags.len() {
+            count += allocations(|| {
+                lun.reactor.turn(wait).unwrap();
+            });
+            let reaped = lun.kernel.reap();
+            assert!(reaped.iter().all(|finished| finished.status == 0));
+            finished += reaped.len();
+            wait = reaped.is_empty();
+        }
+        count
+    };
+    let first = round(&mut lun);
+    assert!(
+        first > 0,
+        "nothing was allocated even at first: the count does not work"
+    );
+    for _ in 0..10 {
+        round(&mut lun);
+    }
+    let counts: Vec<_> = (0..50).map(|_| round(&mut lun)).collect();
+    assert!(counts.iter().all(|count| *count == 0), "{counts:?}");
+}
