@@ -12,16 +12,9 @@ use tcmu_guest_tests::{TestResult, guest_test, sh};
 fn is_refused(handler: &str, config: &str, options: &[&str], reason: &str) -> TestResult {
     let daemon = Daemon::start()?;
     let other = Disk::create("other", "ram", "other", &["--size", "16M"])?;
-    let fixed = [
-        "create",
-        "bad",
-        "--handler",
-        handler,
-        "--config",
-        config,
-        "--loopback",
-    ];
-    let message = tcmuctl_fails(&[&fixed, options].concat())?;
+    let fixed = ["--timeout", "10", "create", "bad", "--loopback"];
+    let what = ["--handler", handler, "--config", config];
+    let message = tcmuctl_fails(&[&fixed[..], &what, options].concat())?;
     let all = format!("{message}{}", daemon.log());
     ensure!(
         all.to_lowercase().contains(&reason.to_lowercase()),
@@ -68,7 +61,7 @@ fn an_image_smaller_than_the_lun_is_refused() -> TestResult {
         "file",
         &image("small", 8 * MIB)?,
         &["--size", "16M"],
-        "smaller",
+        "less than",
     )
 }
 
