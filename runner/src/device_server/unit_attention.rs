@@ -78,7 +78,8 @@ mod tests {
         attention.establish(Condition::ModeParameters);
         attention.establish(Condition::Capacity);
         attention.establish(Condition::Capacity);
-        let codes: Vec<_> = std::iter::from_fn(|| attention.take())
+        let codes: Vec<_> = (0..3)
+            .filter_map(|_| attention.take())
             .map(|sense| (sense.key, sense.code))
             .collect();
         assert_eq!(
