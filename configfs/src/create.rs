@@ -28,7 +28,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a specification that cannot be meant, [`Error::Exists`],
-    /// [`Error::NoDaemon`], [`Error::NoModule`], [`Error::Refused`] with the daemon's verdict,
+    /// [`Error::NoDaemon`], [`Error::NoHandler`], [`Error::NoModule`], [`Error::Refused`] with the daemon's verdict,
     /// [`Error::TimedOut`] and [`Error::NoDisk`] where the daemon does not answer, and
     /// [`Error::Leftovers`] around any of these if undoing failed as well.
     pub fn create(&self, spec: &BackstoreSpec) -> Result<Backstore> {
@@ -36,6 +36,14 @@ impl Tree {
         self.prepare()?;
         if self.daemon_check && daemon::find(&self.roots).is_none() {
             return Err(Error::NoDaemon);
+        }
+        if self.daemon_check
+            && let Some(known) = daemon::handlers_without(&self.roots, &spec.handler)
+        {
+            return Err(Error::NoHandler {
+                handler: spec.handler.clone(),
+                known: known.join(", "),
+            });
         }
         let _lock = self.lock_backstore(&spec.name)?;
         if let Some(place) = self

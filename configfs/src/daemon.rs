@@ -22,6 +22,9 @@ use crate::roots::Roots;
 /// The file that the running daemon keeps locked.
 pub const PID_FILE: &str = "/run/tcmu-runner/tcmu-runner.pid";
 
+/// The file in which the running daemon names the subtypes of its handlers, one in each line.
+pub const HANDLERS_FILE: &str = "/run/tcmu-runner/handlers";
+
 /// The daemon's process name; the C implementation's is the same.
 pub const PROCESS_NAME: &str = "tcmu-runner";
 
@@ -49,19 +52,45 @@ pub enum Sign {
 
 /// Looks for a daemon that listens to TCMU; the surest sign found is returned.
 pub fn find(roots: &Roots) -> Option<Sign> {
-    let read = |name: &str| fs::read_to_string(roots.proc.join(name)).unwrap_or_default();
-    if roots.is_system()
-        && let Ok(Some(group)) = config_group()
-        && has_subscriber(&read("net/netlink"), group)
-    {
+    if listeners(roots) > 0 {
         return Some(Sign::Subscribed);
     }
-    if let Ok(meta) = fs::metadata(&roots.pid_file)
-        && is_locked(&read("locks"), meta.dev(), meta.ino())
-    {
+    if pid_file_is_locked(roots) {
         return Some(Sign::PidFile);
     }
     process_named(&roots.proc, PROCESS_NAME).map(|pid| Sign::Process { pid })
+}
+
+/// The handlers of the running daemon, if `subtype` is none of them and nobody else could serve it.
+///
+/// A daemon keeps silent about the subtypes of others, so such a device would wait in vain.
+pub(crate) fn handlers_without(roots: &Roots, subtype: &str) -> Option<Vec<String>> {
+    if !pid_file_is_locked(roots) || listeners(roots) > 1 {
+        return None;
+    }
+    let handlers = fs::read_to_string(&roots.handlers_file).ok()?;
+    let handlers: Vec<String> = handlers.lines().map(str::to_owned).collect();
+    (!handlers.is_empty() && !handlers.iter().any(|handler| handler == subtype)).then_some(handlers)
+}
+
+/// How many sockets of this network namespace hear TCMU's events.
+fn listeners(roots: &Roots) -> usize {
+    if roots.is_system()
+        && let Ok(Some(group)) = config_group()
+    {
+        subscribers(&read_proc(roots, "net/netlink"), group)
+    } else {
+        0
+    }
+}
+
+fn pid_file_is_locked(roots: &Roots) -> bool {
+    fs::metadata(&roots.pid_file)
+        .is_ok_and(|meta| is_locked(&read_proc(roots, "locks"), meta.dev(), meta.ino()))
+}
+
+fn read_proc(roots: &Roots, name: &str) -> String {
+    fs::read_to_string(roots.proc.join(name)).unwrap_or_default()
 }
 
 /// The number of TCMU's multicast group; `None` if the kernel has no such family.
@@ -105,22 +134,23 @@ fn config_group() -> io::Result<Option<u32>> {
         }))
 }
 
-/// Whether `/proc/net/netlink` shows a generic netlink socket in this multicast group.
+/// How many generic netlink sockets `/proc/net/netlink` shows in this multicast group.
 ///
 /// The file shows the first 32 groups only: of a higher one, nothing can be said.
-fn has_subscriber(table: &str, group: u32) -> bool {
+fn subscribers(table: &str, group: u32) -> usize {
     let Some(bit) = group
         .checked_sub(1)
         .and_then(|shift| 1_u32.checked_shl(shift))
     else {
-        return false;
+        return 0;
     };
-    table.lines().skip(1).any(|line| {
+    let is_member = |line: &&str| {
         let mut fields = line.split_whitespace().skip(1);
         let protocol = fields.next().and_then(|f| f.parse::<isize>().ok());
         let groups = fields.nth(1).and_then(|f| u32::from_str_radix(f, 16).ok());
         protocol == Some(NETLINK_GENERIC) && groups.is_some_and(|groups| groups & bit != 0)
-    })
+    };
+    table.lines().skip(1).filter(is_member).count()
 }
 
 /// Whether `/proc/locks` shows a lock, of any kind, on this file.
@@ -158,14 +188,40 @@ sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops 
 
     #[test]
     fn a_subscriber_is_a_generic_netlink_socket_with_the_groups_bit() {
-        assert!(has_subscriber(NETLINK, 5));
-        assert!(has_subscriber(NETLINK, 4));
-        assert!(!has_subscriber(NETLINK, 6));
-        assert!(!has_subscriber(NETLINK, 0));
-        assert!(!has_subscriber(NETLINK, 33));
+        assert_eq!(subscribers(NETLINK, 5), 1);
+        assert_eq!(subscribers(NETLINK, 4), 1);
+        assert_eq!(subscribers(NETLINK, 6), 0);
+        assert_eq!(subscribers(NETLINK, 0), 0);
+        assert_eq!(subscribers(NETLINK, 33), 0);
         let only_other_protocols = NETLINK.replace(" 16 ", " 12 ");
-        assert!(!has_subscriber(&only_other_protocols, 5));
-        assert!(!has_subscriber("", 5));
+        assert_eq!(subscribers(&only_other_protocols, 5), 0);
+        assert_eq!(subscribers("", 5), 0);
+    }
+
+    #[test]
+    fn a_daemon_that_says_so_lacks_other_handlers() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let roots = Roots::under(folder.path());
+        let lacks = |subtype: &str| handlers_without(&roots, subtype);
+        fs::create_dir_all(&roots.proc).expect("a folder");
+        fs::create_dir_all(roots.pid_file.parent().expect("a folder")).expect("a folder");
+        fs::write(&roots.pid_file, "1\n").expect("written");
+        fs::write(&roots.handlers_file, "file\nram\n").expect("written");
+        assert_eq!(lacks("rbd"), None, "the daemon is gone");
+        let meta = fs::metadata(&roots.pid_file).expect("the pid file");
+        let (major, minor) = (major(meta.dev()), minor(meta.dev()));
+        let lock = format!(
+            "1: FLOCK ADVISORY WRITE 7 {major:02x}:{minor:02x}:{} 0 EOF\n",
+            meta.ino()
+        );
+        fs::write(roots.proc.join("locks"), lock).expect("written");
+        assert_eq!(
+            lacks("rbd"),
+            Some(vec!["file".to_owned(), "ram".to_owned()])
+        );
+        assert_eq!(lacks("ram"), None);
+        fs::remove_file(&roots.handlers_file).expect("removed");
+        assert_eq!(lacks("rbd"), None, "the daemon does not say");
     }
 
     #[test]

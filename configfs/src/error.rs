@@ -48,6 +48,15 @@ pub enum Error {
     )]
     NoDaemon,
 
+    /// The daemon that listens has no such handler.
+    #[error("the running tcmu-runner has no handler {handler:?}; it has {known}")]
+    NoHandler {
+        /// The subtype asked for.
+        handler: String,
+        /// The subtypes that there are.
+        known: String,
+    },
+
     /// A backstore of this name exists.
     #[error(
         "a backstore named {name} exists already (user_{hba}); choose another name or delete it first"

@@ -47,7 +47,7 @@ mod tests;
 
 pub use backstore::{Backstore, Details, State};
 pub use change::{HELPER_ARGUMENT, helper};
-pub use daemon::{PID_FILE, PROCESS_NAME, Sign, find as find_daemon};
+pub use daemon::{HANDLERS_FILE, PID_FILE, PROCESS_NAME, Sign, find as find_daemon};
 pub use error::{Error, Result};
 pub use export::Export;
 pub use name::{CONFIG_MAX, ISCSI_PORT, NAME_MAX, SERIAL_MAX, parse_portal};

@@ -16,6 +16,7 @@ pub struct Roots {
     pub(crate) dev: PathBuf,
     pub(crate) state: PathBuf,
     pub(crate) pid_file: PathBuf,
+    pub(crate) handlers_file: PathBuf,
     pub(crate) machine_id: PathBuf,
     system: bool,
 }
@@ -39,6 +40,7 @@ impl Roots {
             dev: folder.join("dev"),
             state: folder.join("run/tcmuctl"),
             pid_file: folder.join(crate::daemon::PID_FILE.trim_start_matches('/')),
+            handlers_file: folder.join(crate::daemon::HANDLERS_FILE.trim_start_matches('/')),
             machine_id: folder.join("etc/machine-id"),
             system: false,
         }

@@ -127,7 +127,7 @@ pub(crate) fn check_size(size: u64, block_size: u32) -> Result<()> {
             "a LUN of size 0 is no use: say another --size".to_owned(),
         ));
     }
-    if size % block != 0 {
+    if !size.is_multiple_of(block) {
         let down = size - size % block;
         let near = if down == 0 { block } else { down };
         return Err(Error::Invalid(format!(

@@ -136,6 +136,9 @@ impl Daemon {
     pub(crate) fn start(registry: Registry, config: &Config) -> anyhow::Result<Self> {
         let sysfs = Sysfs::system();
         let run_dir = RunDir::lock()?;
+        run_dir
+            .note_handlers(registry.help().map(|(subtype, _)| subtype))
+            .context("naming the handlers in /run")?;
         let signals = catch_signals()?;
         load_module(&sysfs);
         let (reports, inbox) = channel();

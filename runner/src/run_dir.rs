@@ -66,6 +66,15 @@ impl RunDir {
         })
     }
 
+    /// Names the subtypes that this daemon serves, so that nobody waits in vain for another's.
+    pub(crate) fn note_handlers<'a>(
+        &self,
+        subtypes: impl Iterator<Item = &'a str>,
+    ) -> io::Result<()> {
+        let lines: String = subtypes.flat_map(|subtype| [subtype, "\n"]).collect();
+        fs::write(self.path.join("handlers"), lines)
+    }
+
     /// Notes that nothing of this device's ring is in flight: what stands between its tail and its
     /// head was never fetched.
     pub(crate) fn note_drained(&self, device: &DeviceName) -> io::Result<()> {

@@ -1,4 +1,5 @@
 //! The whole way of a command on a mock kernel: ring, reactor, io_uring, device server, backstore.
+#![allow(clippy::unwrap_used, reason = "this is a test")]
 
 mod allocations;
 mod faults;

@@ -46,8 +46,8 @@ impl Mailbox {
         }
         if (start as usize) < size_of::<abi::Mailbox>()
             || size == 0
-            || start % abi::OP_ALIGN != 0
-            || size % abi::OP_ALIGN != 0
+            || !start.is_multiple_of(abi::OP_ALIGN)
+            || !size.is_multiple_of(abi::OP_ALIGN)
             || mapping.check(start as usize, size as usize).is_err()
         {
             return Err(RingError::Layout { start, size });
@@ -125,6 +125,6 @@ impl Mailbox {
 
     /// Whether an entry can start at `offset`.
     pub(super) fn is_position(&self, offset: u32) -> bool {
-        offset < self.size && offset % abi::OP_ALIGN == 0
+        offset < self.size && offset.is_multiple_of(abi::OP_ALIGN)
     }
 }
