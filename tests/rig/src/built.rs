@@ -53,6 +53,7 @@ fn bootable(dir: &Path) -> Bootable {
         image: dir.join("linux"),
         modules_dir: Some(dir.join("lib/modules")),
         initramfs: None,
+        qemu: None,
     }
 }
 
@@ -178,13 +179,12 @@ fn find_source(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<(Release, String
                 best = Some((package, version));
             }
         }
-        if let Some((package, version)) = best {
-            if newest
+        if let Some((package, version)) = best
+            && newest
                 .as_ref()
                 .is_none_or(|(_, _, than)| apt::is_newer(&version, than))
-            {
-                newest = Some((release, package, version));
-            }
+        {
+            newest = Some((release, package, version));
         }
     }
     let found = newest.ok_or_else(|| {

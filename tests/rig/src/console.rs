@@ -18,6 +18,8 @@ const MAX_COMPLAINTS: usize = 20;
 pub(crate) struct Console {
     /// The line that says why the kernel panicked.
     pub panic: Option<String>,
+    /// The last line, for a guest that says nothing else.
+    pub last_line: Option<String>,
     /// Lines that tell of a kernel bug or a hang.
     pub complaints: Vec<String>,
 }
@@ -32,9 +34,13 @@ impl Console {
     fn parse(text: &str) -> Self {
         let mut console = Console {
             panic: None,
+            last_line: None,
             complaints: Vec::new(),
         };
         for line in text.lines().map(without_timestamp) {
+            if !line.is_empty() {
+                console.last_line = Some(line.to_owned());
+            }
             if console.panic.is_none() && line.starts_with("Kernel panic - not syncing") {
                 console.panic = Some(line.to_owned());
             }
@@ -93,6 +99,7 @@ mod tests {
         let console =
             Console::parse("[    0.000000] Linux\n[] odd\n[unended\nreboot: Power down\n");
         assert!(console.panic.is_none());
+        assert_eq!(console.last_line.as_deref(), Some("reboot: Power down"));
         assert!(console.complaints.is_empty());
     }
 }

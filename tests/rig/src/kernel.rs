@@ -104,6 +104,7 @@ impl Kernel {
                     image: image.into(),
                     modules_dir: Some("/usr/lib/uml/modules".into()),
                     initramfs: None,
+                    qemu: None,
                 })
             }
             Kernel::UmlBuilt => built::cached()?
@@ -147,4 +148,6 @@ pub(crate) struct Bootable {
     pub modules_dir: Option<PathBuf>,
     /// What qemu loads beside the kernel.
     pub initramfs: Option<PathBuf>,
+    /// The root of an unpacked qemu, if none is installed.
+    pub qemu: Option<PathBuf>,
 }

@@ -215,10 +215,14 @@ fn boot(
         Some(ReportedEnd::SetupFailed(why)) => End::Died(format!("it could not be set up: {why}")),
         None => match console.panic {
             Some(why) => End::Panicked(why),
-            None if killed => {
-                End::Died("it hung, its own watchdog too, and was killed by the host".into())
+            None => {
+                let how = match killed {
+                    true => "it hung, its own watchdog too, and was killed by the host",
+                    false => "it ended without a report",
+                };
+                let last = console.last_line.as_deref().unwrap_or("nothing");
+                End::Died(format!("{how}; the last that its console said was: {last}"))
             }
-            None => End::Died("it ended without a report".into()),
         },
     };
     let results = if end == End::Exited(0) {

@@ -60,7 +60,7 @@ fn apt(args: &[&str]) -> anyhow::Result<()> {
     let line = format!("apt-get {}", args.join(" "));
     print::command(&line);
     let status = Command::new("apt-get")
-        .args(["--quiet", "--quiet"])
+        .args(["--quiet", "--quiet", "-o", "Dpkg::Use-Pty=0"])
         .args(args)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
