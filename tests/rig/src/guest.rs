@@ -137,8 +137,9 @@ impl<'a> Guest<'a> {
         self
     }
 
-    /// How long the program may run. Then the guest reports [`End::TimedOut`] with its processes on
-    /// the console and powers itself off; if it cannot, the host kills it 30 s later.
+    /// How long the program may run, in whole seconds. Then the guest reports [`End::TimedOut`] with
+    /// its processes on the console and powers itself off. If it cannot, the host kills it, once
+    /// this time, three minutes for booting and half a minute of grace are over.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

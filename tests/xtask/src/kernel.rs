@@ -38,6 +38,7 @@ pub(crate) fn prepare(kernel: Kernel) -> anyhow::Result<()> {
     if !ready {
         packages::ensure(kernel.packages())?;
         print::heading(&format!("Making the kernel {kernel} ready"));
+        packages::ensure_lists()?;
     }
     let started = Instant::now();
     let place = kernel.prepare(|step| {

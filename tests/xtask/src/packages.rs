@@ -40,6 +40,16 @@ pub(crate) fn ensure(packages: &[&str]) -> anyhow::Result<()> {
     apt(&args)
 }
 
+/// Reads the package lists if there are none, as in a fresh container: kernels are looked up in
+/// them.
+pub(crate) fn ensure_lists() -> anyhow::Result<()> {
+    let lists = Command::new("apt-get").arg("indextargets").output();
+    if lists.is_ok_and(|lists| lists.stdout.is_empty()) && rustix::process::geteuid().is_root() {
+        apt(&["update"])?;
+    }
+    Ok(())
+}
+
 fn is_installed(package: &str) -> bool {
     Command::new("dpkg-query")
         .args(["--show", "--showformat=${db:Status-Status}", package])
