@@ -77,6 +77,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             "harness",
         ];
         tests(&mut rows, "the guest tests' harness", &harness, None);
+        let example = ["test", "--package", "tcmu-guest-tests", "--doc"];
+        tests(&mut rows, "the harness's examples", &example, None);
         check(
             &mut rows,
             "documentation",
