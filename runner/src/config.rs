@@ -73,6 +73,26 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_shows_the_keys_that_there_are() {
+        let sample = include_str!("../../systemd/tcmu-runner.toml");
+        let config = Config::parse(sample).unwrap();
+        assert!(config.log_level.is_none() && config.reactors.is_none());
+        let filled: String = sample
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|line| line.contains(" = "))
+                    .unwrap_or("")
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let config = Config::parse(&filled).unwrap();
+        assert_eq!(config.log_level.as_deref(), Some("info"));
+        assert_eq!(config.reactors, Some(4));
+        assert_eq!(config.blocking_threads, Some(16));
+    }
+
+    #[test]
     fn an_error_names_the_key_and_the_line() {
         let error = format!(
             "{:#}",

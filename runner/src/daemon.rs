@@ -30,16 +30,21 @@ use crate::run_dir::RunDir;
 /// How many images are opened at once.
 const OPENERS: usize = 16;
 
+/// How long the kernel, and whoever enables a device, waits for its image to be opened. tcmuctl waits
+/// a little longer, so that it hears of it.
+const OPENING_LIMIT: Duration = Duration::from_secs(25);
+
 /// How often a LUN whose ring is damaged is given a fresh one before it is left alone.
 const RING_RESETS: u32 = 3;
 
 /// How often a shutdown says what it is waiting for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `EOPNOTSUPP`, `EAGAIN` and `ENODEV` as answers to the kernel.
+/// `EOPNOTSUPP`, `EAGAIN`, `ENODEV` and `ETIMEDOUT` as answers to the kernel.
 const NOT_SUPPORTED: i32 = -95;
 const TRY_AGAIN: i32 = -11;
 const NO_DEVICE: i32 = -19;
+const TIMED_OUT: i32 = -110;
 
 /// What other threads report to the daemon's.
 enum Report {
@@ -107,6 +112,7 @@ enum Next {
 struct Device {
     name: DeviceName,
     phase: Phase,
+    since: Instant,
     reactor: usize,
     /// The kernel's question that is answered when the phase ends.
     ticket: Option<Ticket>,
@@ -214,6 +220,7 @@ impl Daemon {
         );
         loop {
             self.wait()?;
+            self.give_up_openings();
             self.hear_signals()?;
             self.hear_kernel()?;
             self.hear_reports()?;
@@ -224,6 +231,36 @@ impl Daemon {
         }
     }
 
+    /// When the first opening takes too long that the kernel waits for.
+    fn next_deadline(&self) -> Option<Instant> {
+        let waited_for =
+            |device: &&Device| matches!(device.phase, Phase::Opening) && device.ticket.is_some();
+        self.devices
+            .values()
+            .filter(waited_for)
+            .map(|device| device.since + OPENING_LIMIT)
+            .min()
+    }
+
+    /// Refuses devices whose image takes too long to open: the kernel waits uninterruptibly.
+    fn give_up_openings(&mut self) {
+        let now = Instant::now();
+        let mut late = Vec::new();
+        for device in self.devices.values_mut() {
+            if matches!(device.phase, Phase::Opening)
+                && device.since + OPENING_LIMIT <= now
+                && let Some(ticket) = device.ticket.take()
+            {
+                device.unwanted = true;
+                tracing::error!(lun = device.name.name, "opening takes too long; refused");
+                late.push(ticket);
+            }
+        }
+        for ticket in late {
+            self.reply(ticket, TIMED_OUT);
+        }
+    }
+
     /// Waits for something to do.
     fn wait(&self) -> anyhow::Result<()> {
         let mut watched = [
@@ -231,13 +268,14 @@ impl Daemon {
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&*self.reporter.bell, PollFlags::IN),
         ];
-        let patience = Timespec {
-            tv_sec: PATIENCE.as_secs() as i64,
-            tv_nsec: 0,
-        };
-        let timeout = self.stopping.is_some().then_some(&patience);
-        match poll(&mut watched, timeout) {
-            Ok(0) => {
+        let deadline = self
+            .next_deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let patience = self.stopping.is_some().then_some(PATIENCE);
+        let timeout = deadline.into_iter().chain(patience).min();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut watched, timeout.as_ref()) {
+            Ok(0) if self.stopping.is_some() => {
                 let names: Vec<_> = self
                     .devices
                     .values()
@@ -432,6 +470,7 @@ impl Daemon {
         let device = Device {
             name,
             phase: Phase::Opening,
+            since: Instant::now(),
             reactor,
             ticket,
             unwanted: false,

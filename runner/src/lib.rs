@@ -26,3 +26,8 @@ pub use config::Config;
 pub use program::main;
 pub use reactor::{Counters, LocalReactor};
 pub use registry::Registry;
+
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
