@@ -76,8 +76,9 @@ pub(super) fn same_queue(device: &Path) -> Result<()> {
     let queue = Path::new("/sys/block").join(name).join("queue");
     // The disk's folder appears before its queue's files do.
     wait_for("the block device's queue", LIMIT, || {
-        write(&queue.join("scheduler"), "none").map(Some)
+        Ok(queue.join("max_sectors_kb").exists().then_some(()))
     })?;
+    println!("{} {}", queue.display(), fs::read_to_string(queue.join("scheduler"))?);
     let limit = fs::read_to_string(queue.join("max_hw_sectors_kb"))?;
     let limit: u32 = limit.trim().parse().context("max_hw_sectors_kb")?;
     write(
