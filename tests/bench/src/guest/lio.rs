@@ -67,18 +67,18 @@ pub(super) fn expose(backstore: &Path, wwn: &str) -> Result<PathBuf> {
     })
 }
 
-/// Gives every block device the same queue: no scheduler, and requests as large as the largest job.
+/// Lets a block device's requests be as large as the largest job. Everything else stays as the
+/// kernel sets it up, its scheduler too: that is what a user gets.
 ///
 /// # Errors
 /// A queue that does not take the values.
-pub(super) fn same_queue(device: &Path) -> Result<()> {
+pub(super) fn allow_large_requests(device: &Path) -> Result<()> {
     let name = device.file_name().context("a device without a name")?;
     let queue = Path::new("/sys/block").join(name).join("queue");
     // The disk's folder appears before its queue's files do.
     wait_for("the block device's queue", LIMIT, || {
         Ok(queue.join("max_sectors_kb").exists().then_some(()))
     })?;
-    println!("{} {}", queue.display(), fs::read_to_string(queue.join("scheduler"))?);
     let limit = fs::read_to_string(queue.join("max_hw_sectors_kb"))?;
     let limit: u32 = limit.trim().parse().context("max_hw_sectors_kb")?;
     write(

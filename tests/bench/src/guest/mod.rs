@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::fio;
-use crate::plan::{Candidate, Placement, Plan, Run};
+use crate::plan::{Candidate, Plan, Run};
 use crate::record::{Line, Sample, SyscallCount};
 use served::Bench;
 
@@ -231,9 +231,6 @@ fn count_syscalls(
             .filter(|job| job.block_kib == 4 && job.depth > 1)
         {
             for &placement in candidate.placements() {
-                if placement == Placement::AllFree {
-                    continue;
-                }
                 let run = Run {
                     candidate,
                     placement,

@@ -53,9 +53,9 @@ impl<'a> Bench<'a> {
                 let image = self.image.display().to_string();
                 self.serve_ours("file", &image)?
             }
-            Candidate::Null => self.serve_ours("null", "bench")?,
+            Candidate::Null => self.serve_ours("null", "bench;fill=off")?,
         };
-        lio::same_queue(&device)?;
+        lio::allow_large_requests(&device)?;
         Ok(device)
     }
 
