@@ -197,7 +197,7 @@ pub struct Job {
 
 impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = if self.block_kib % 1024 == 0 {
+        let size = if self.block_kib.is_multiple_of(1024) {
             format!("{}M", self.block_kib / 1024)
         } else {
             format!("{}k", self.block_kib)

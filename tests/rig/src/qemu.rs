@@ -8,6 +8,11 @@ use crate::kernel::Bootable;
 use crate::launch::{Folders, Machine};
 use crate::protocol::{CONTROL_VAR, SHARE_TYPE_VAR};
 
+/// Without the fast string instructions: TCG executes them byte by byte, so that the kernel's copies,
+/// which use them where the CPU has them, would cost many times what they cost beside other
+/// instructions on a real machine.
+const CPU: &str = "max,-erms,-fsrm";
+
 /// The file descriptor that the second serial line writes to.
 const OUTPUT_FD: i32 = 3;
 /// Mount tags of the shares.
@@ -42,7 +47,7 @@ pub(crate) fn machine(
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max",
+            CPU,
         ])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-smp", &guest.cpus.max(1).to_string()])
