@@ -50,7 +50,7 @@ struct RunOptions {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Seconds that fio runs each time.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.0)]
     runtime: f64,
     /// Who is measured.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Candidate::ALL)]

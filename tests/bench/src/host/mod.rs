@@ -44,6 +44,11 @@ pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
         fs::remove_file(&lines).context("the lines of an earlier run")?;
     }
 
+    println!(
+        "{} fio runs, more than {:.0} minutes",
+        runs(plan),
+        runs(plan) as f64 * (plan.runtime_ms as f64 / 1000.0 + 0.5) / 60.0
+    );
     let load_before = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let outcome = Guest::builder(std::env::current_exe().context("this program's path")?)
         .arg("guest")
@@ -76,14 +81,17 @@ pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
     Record::gather(machine, plan.clone(), BufReader::new(file))
 }
 
+/// How often fio is started.
+fn runs(plan: &Plan) -> usize {
+    (0..plan.rounds)
+        .map(|round| plan.round(round, &plan.candidates).len())
+        .sum()
+}
+
 /// Ample time for all runs: the start of fio alone takes seconds in a slow guest.
 fn time_limit(plan: &Plan) -> Duration {
-    let live = &plan.candidates;
-    let runs: usize = (0..plan.rounds)
-        .map(|round| plan.round(round, live).len())
-        .sum();
     let run = Duration::from_millis(plan.runtime_ms) + Duration::from_secs(15);
-    run * u32::try_from(runs).unwrap_or(u32::MAX) + Duration::from_secs(900)
+    run * u32::try_from(runs(plan)).unwrap_or(u32::MAX) + Duration::from_secs(900)
 }
 
 fn is_there(program: &str) -> bool {
