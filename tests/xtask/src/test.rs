@@ -118,7 +118,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 /// A step that passes or fails as a whole.
 fn check(rows: &mut Vec<Row>, name: &str, args: &[&str]) {
     let started = begin(name, args, None);
-    let passed = relay(&mut cargo::command(args), |_| {}).unwrap_or_else(|e| {
+    let mut command = cargo::command(args);
+    // For the documentation: a broken link fails it.
+    command.env("RUSTDOCFLAGS", "--deny warnings");
+    let passed = relay(&mut command, |_| {}).unwrap_or_else(|e| {
         eprintln!("xtask: {e:#}");
         false
     });
