@@ -67,11 +67,11 @@ impl LocalReactor {
     }
 
     /// One turn: starts what can be started, publishes what is completed. With `wait`, sleeps until
-    /// there is something to do. Returns whether nothing is left to do without another event.
+    /// there is something to do.
     ///
     /// # Errors
     /// If io_uring fails; the reactor cannot be used any more then.
-    pub fn turn(&mut self, wait: bool) -> io::Result<bool> {
+    pub fn turn(&mut self, wait: bool) -> io::Result<()> {
         self.reactor.turn(wait)
     }
 

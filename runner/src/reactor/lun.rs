@@ -34,8 +34,9 @@ pub(crate) trait Lun {
     /// The uio device: readable when commands wait; a write kicks the kernel.
     fn device(&self) -> &dyn Doorbell;
 
-    /// Fetches all new commands and starts them.
-    fn fetch(&mut self);
+    /// Fetches new commands and starts them: `limit` of them at the most. Returns whether there may
+    /// be more.
+    fn fetch(&mut self, limit: usize) -> bool;
 
     /// Runs the task in `slot` a step further.
     fn step(&mut self, slot: u32);
@@ -211,21 +212,25 @@ where
         &*self.device
     }
 
-    fn fetch(&mut self) {
-        while !self.quiescent && !self.broken {
+    fn fetch(&mut self, limit: usize) -> bool {
+        for _ in 0..limit {
+            if self.quiescent || self.broken {
+                return false;
+            }
             match self.ring.next() {
                 Ok(Some(Entry::Command(command))) => self.start(command),
                 // The kernel waits for the aborted commands to complete, and they do.
                 Ok(Some(Entry::TaskManagement(request))) => {
                     tracing::info!(lun = %self.name, ?request, "task management");
                 }
-                Ok(None) => return,
+                Ok(None) => return false,
                 Err(error) => {
                     tracing::error!(lun = %self.name, %error, "the command ring is damaged");
                     self.broken = true;
                 }
             }
         }
+        true
     }
 
     fn step(&mut self, slot: u32) {

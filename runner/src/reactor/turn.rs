@@ -25,6 +25,11 @@ const BELL: Source = Source {
 /// How often tasks that wake themselves are stepped before the turn goes on.
 const STEPS_PER_TURN: usize = 16;
 
+/// How many commands of a LUN one turn takes. What they complete is published before the next are
+/// fetched, so that the initiator works on the one lot while the reactor works on the other, and no
+/// LUN keeps others waiting.
+const FETCH_LIMIT: usize = 16;
+
 /// A place for a LUN.
 struct Place {
     generation: u32,
@@ -65,10 +70,14 @@ pub(super) struct Reactor {
     by_id: HashMap<LunId, u32>,
     /// The places that something happened to in this turn.
     touched: Vec<u32>,
+    /// The places of those that have more commands than one turn takes; empty between turns.
+    again: Vec<u32>,
     errands: Tasks<Errand>,
     /// Left there by errands.
     closed: Closed,
     stop: bool,
+    /// Nothing is left to do without another event.
+    idle: bool,
     /// Used in every turn, and empty in between.
     events: Vec<Event>,
     tasks: Vec<TaskId>,
@@ -93,9 +102,11 @@ impl Reactor {
             places: Vec::new(),
             by_id: HashMap::new(),
             touched: Vec::new(),
+            again: Vec::new(),
             errands: Tasks::new(),
             closed: Rc::default(),
             stop: false,
+            idle: false,
             events: Vec::new(),
             tasks: Vec::new(),
         }
@@ -103,29 +114,28 @@ impl Reactor {
 
     /// Runs until it is told to stop.
     pub(super) fn run(&mut self) -> io::Result<()> {
-        let mut idle = true;
         while !self.stop {
-            idle = self.turn(idle)?;
+            self.turn(true)?;
         }
         tracing::debug!(counters = ?self.counters(), "reactor ends");
         Ok(())
     }
 
-    /// One turn. With `wait`, sleeps until there is something to do. Returns whether nothing is left
-    /// to do without another event.
-    pub(super) fn turn(&mut self, wait: bool) -> io::Result<bool> {
+    /// One turn. With `wait`, sleeps until there is something to do.
+    pub(super) fn turn(&mut self, wait: bool) -> io::Result<()> {
         let mut events = mem::take(&mut self.events);
         let mut tasks = mem::take(&mut self.tasks);
-        self.engine.turn(wait, &mut events)?;
+        self.engine.turn(wait && self.idle, &mut events)?;
         for event in events.drain(..) {
             self.handle(event, &mut tasks);
         }
         self.step(&mut tasks);
         self.fetch();
-        let idle = !self.step(&mut tasks);
+        let restless = self.step(&mut tasks);
         self.publish();
+        self.idle = !restless && self.touched.is_empty();
         (self.events, self.tasks) = (events, tasks);
-        Ok(idle)
+        Ok(())
     }
 
     /// How much the engine has done so far.
@@ -201,7 +211,9 @@ impl Reactor {
         for &place in &self.touched {
             if let Some(attached) = &mut self.places[place as usize].lun {
                 let was_broken = attached.lun.is_broken();
-                attached.lun.fetch();
+                if attached.lun.fetch(FETCH_LIMIT) {
+                    self.again.push(place);
+                }
                 if attached.lun.is_broken() && !was_broken {
                     (self.on_notice)(Notice::Broken(attached.id));
                 }
@@ -233,6 +245,9 @@ impl Reactor {
             }
         }
         self.touched.clear();
+        while let Some(place) = self.again.pop() {
+            self.touch(place);
+        }
         for (place, result) in self.closed.take() {
             self.unwatch(place, result);
         }

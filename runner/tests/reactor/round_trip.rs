@@ -140,7 +140,7 @@ fn completions_of_a_turn_are_kicked_once() {
     let before = lun.reactor.counters();
     lun.kernel.plug();
     // Nothing of it reaches the image, so all of it is done in the turn in which it is seen.
-    let tags: Vec<_> = (0..32).map(|_| lun.submit(&[0; 6], Data::None)).collect();
+    let tags: Vec<_> = (0..16).map(|_| lun.submit(&[0; 6], Data::None)).collect();
     lun.kernel.unplug();
     for tag in tags {
         assert_eq!(lun.wait(tag).status, GOOD);
