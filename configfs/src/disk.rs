@@ -1,6 +1,6 @@
 //! The disk that a loopback LUN becomes: waiting for it, its size, and who uses it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::change::Change;
@@ -33,7 +33,10 @@ impl Tree {
         }
         let found = self.poll(&format!("the disk at {address}"), self.time_limit, || {
             let disk = self.disk_at(address);
-            Ok(disk.filter(|disk| self.disk_size(disk).is_some_and(|size| size > 0)))
+            Ok(disk.filter(|disk| {
+                // The node is there a moment before the kernel lets it be opened.
+                self.disk_size(disk).is_some_and(|size| size > 0) && File::open(disk).is_ok()
+            }))
         })?;
         found.ok_or_else(missing)
     }

@@ -20,7 +20,7 @@ use crate::device_server::{Geometry, Identity, LogicalUnit};
 /// A reactor on the calling thread.
 ///
 /// It is what the daemon's threads run, for programs that find their devices by themselves, and for
-/// tests and benchmarks on [`tcmu::mock`].
+/// tests and benchmarks on the mock kernel of the crate `tcmu`.
 pub struct LocalReactor {
     reactor: Reactor,
     next: LunId,

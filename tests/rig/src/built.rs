@@ -17,6 +17,9 @@ use crate::kernel::{Bootable, Kernel};
 /// What the guests need of the kernel.
 const CONFIG: &str = include_str!("../kernel/uml.config");
 
+/// What we change in the kernel's own User-mode Linux part; the patch says why.
+const PATCH: &str = include_str!("../kernel/patches/bind-cpus.patch");
+
 /// The source that this was tried with. Without it, the newest that is offered is taken.
 const SOURCE: &str = "linux-source-7.2";
 /// Suites that may have it, the steadier first.
@@ -35,11 +38,12 @@ pub(crate) const PACKAGES: &[&str] = &[
     "kmod",
     "libelf-dev",
     "libssl-dev",
+    "patch",
     "xz-utils",
 ];
 
 fn recipe() -> String {
-    cache::fingerprint(&[CONFIG])
+    cache::fingerprint(&[CONFIG, PATCH])
 }
 
 /// The newest one that was built from this recipe.
@@ -102,6 +106,8 @@ fn build_in(work: &Entry, say: &mut dyn FnMut(&str)) -> Result<String, Error> {
         .arg(dir("source"));
     command::logged(tar.arg("--file").arg(archive), &log)?;
 
+    apply_patch(work.path(), &log, say)?;
+
     say("configuring it");
     fs::create_dir(dir("objects")).path_context("create", &dir("objects"))?;
     let fragment = dir("uml.config");
@@ -149,6 +155,33 @@ fn build_in(work: &Entry, say: &mut dyn FnMut(&str)) -> Result<String, Error> {
         &log,
     )?;
     Ok(version)
+}
+
+/// Changes the source, unless it is one that the patch was not made for: the kernel works without.
+fn apply_patch(work: &Path, log: &File, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    let file = work.join("bind-cpus.patch");
+    fs::write(&file, PATCH).path_context("write", &file)?;
+    let patch = |options: &[&str]| {
+        let mut patch = Command::new("patch");
+        patch
+            .args(["--strip=1", "--forward", "--batch"])
+            .args(options);
+        patch
+            .arg("--directory")
+            .arg(work.join("source"))
+            .arg("--input")
+            .arg(&file);
+        patch
+    };
+    match command::logged(&mut patch(&["--dry-run"]), log) {
+        Ok(()) => command::logged(&mut patch(&[]), log),
+        Err(e) => {
+            say(&format!(
+                "bind-cpus.patch does not fit this source, building without it: {e}"
+            ));
+            Ok(())
+        }
+    }
 }
 
 /// The pinned source from the first suite that has it, else the newest of all.

@@ -41,14 +41,7 @@ pub(crate) fn machine(
 
     let mut command = qemu(bootable);
     command
-        .args([
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            CPU,
-        ])
+        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-smp", &guest.cpus.max(1).to_string()])
         .args(["-m", &guest.memory_mb.to_string()])

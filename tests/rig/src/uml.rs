@@ -47,6 +47,9 @@ pub(crate) fn machine(
         command
             .arg("seccomp=on")
             .arg(format!("ncpus={}", guest.cpus.max(1)));
+        if guest.cpus > 1 {
+            command.arg("bind_cpus"); // kernel/patches/bind-cpus.patch
+        }
     }
     command.args(&guest.kernel_args);
     Ok(Machine {
