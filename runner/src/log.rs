@@ -1,5 +1,6 @@
 //! Where the daemon's log goes: to the journal under systemd, otherwise to stderr.
 
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
 use anyhow::Context;
@@ -19,7 +20,12 @@ pub(crate) fn start(level: &str) -> anyhow::Result<()> {
         registry.with(journal).init();
     } else {
         registry
-            .with(fmt::layer().with_writer(std::io::stderr).with_target(false))
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(std::io::stderr().is_terminal())
+                    .with_target(false),
+            )
             .init();
     }
     Ok(())

@@ -9,7 +9,15 @@ use tcmu_rig::Kernel;
 use crate::{cargo, kernel, packages, print};
 
 /// What the benchmark runs.
-const PACKAGES: &[&str] = &["dbus", "e2fsprogs", "fio", "iproute2", "kmod", "util-linux"];
+const PACKAGES: &[&str] = &[
+    "dbus",
+    "e2fsprogs",
+    "fio",
+    "iproute2",
+    "kmod",
+    "strace",
+    "util-linux",
+];
 
 /// Measure our runner beside its peers in a guest
 ///
