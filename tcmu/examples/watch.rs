@@ -92,10 +92,11 @@ impl Watcher {
         });
         for device in devices {
             println!("present uio{} {}", device.minor, device.name);
-            if self.is_ours(&device.name) && !self.held.contains_key(&device.minor) {
-                if let Err(error) = self.take(device) {
-                    println!("  {error}");
-                }
+            if self.is_ours(&device.name)
+                && !self.held.contains_key(&device.minor)
+                && let Err(error) = self.take(device)
+            {
+                println!("  {error}");
             }
         }
         Ok(())

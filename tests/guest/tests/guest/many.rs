@@ -1,5 +1,6 @@
 //! Many LUNs at once.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -8,6 +9,9 @@ use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::{Disk, leftovers, names};
 use tcmu_guest_tests::{TestResult, guest_test};
 
+/// How long idle LUNs are watched.
+const WATCHED: Duration = Duration::from_secs(3);
+const IDLE_LUNS: usize = 64;
 const LUNS: usize = 200;
 const CREATORS: usize = 16;
 
@@ -47,4 +51,67 @@ fn two_hundred_luns_are_created_in_parallel() -> TestResult {
     }
     ensure!(leftovers()?.is_empty(), "something was left in configfs");
     daemon.stop()
+}
+
+guest_test!(idle_luns_cost_no_cpu, limit = Duration::from_secs(300));
+fn idle_luns_cost_no_cpu() -> TestResult {
+    let daemon = Daemon::start()?;
+    let alone = resident_kib(daemon.pid())?;
+    let disks = (0..IDLE_LUNS)
+        .map(|n| Disk::create(&format!("idle{n}"), "ram", "idle", &["--size", "4M"]))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    // What attaching them has started is over when nothing has happened for a while.
+    let mut before = switches(daemon.pid())?;
+    loop {
+        thread::sleep(WATCHED);
+        let now = switches(daemon.pid())?;
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    let with_luns = resident_kib(daemon.pid())?;
+    println!(
+        "{} KiB of memory for each of {IDLE_LUNS} idle LUNs, {alone} KiB without any",
+        with_luns.saturating_sub(alone) / IDLE_LUNS as u64
+    );
+    thread::sleep(WATCHED);
+    let after = switches(daemon.pid())?;
+    ensure!(
+        after == before,
+        "the daemon woke up {} times in {WATCHED:?} although all LUNs are idle",
+        after - before
+    );
+    for disk in disks {
+        disk.delete()?;
+    }
+    daemon.stop()
+}
+
+/// How often the threads of a process have been given a CPU.
+fn switches(pid: u32) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        sum += number(&status, "voluntary_ctxt_switches:")?;
+        sum += number(&status, "nonvoluntary_ctxt_switches:")?;
+    }
+    Ok(sum)
+}
+
+/// The memory of a process that is its own, without the mapped rings and data areas.
+fn resident_kib(pid: u32) -> anyhow::Result<u64> {
+    number(
+        &fs::read_to_string(format!("/proc/{pid}/status"))?,
+        "RssAnon:",
+    )
+}
+
+/// The number behind a label at the start of a line.
+fn number(text: &str, label: &str) -> anyhow::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(label));
+    let word = line.and_then(|rest| rest.split_whitespace().next());
+    Ok(word
+        .with_context(|| format!("there is no {label}"))?
+        .parse()?)
 }
