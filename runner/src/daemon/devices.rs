@@ -1,0 +1,315 @@
+//! The life of devices: opened, attached, changed, detached.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tcmu::discovery::DeviceName;
+use tcmu::netlink::{Change, Delivery, Ticket};
+use tcmu_handler::Error;
+
+use super::device::{Device, Next, Phase};
+use super::open::{Reset, open_device};
+use super::report::Report;
+use super::{Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
+use crate::reactor::{Done, LunId, MakeLun, Message, Notice};
+
+/// How often a LUN whose ring is damaged is given a fresh one before it is left alone.
+const RING_RESETS: u32 = 3;
+
+impl Daemon {
+    pub(super) fn added(&mut self, id: LunId, name: DeviceName, ticket: Ticket) {
+        if self.stopping.is_some() {
+            return self.reply(ticket, TRY_AGAIN);
+        }
+        match self.devices.get_mut(&id) {
+            Some(Device {
+                phase: Phase::Opening,
+                ticket: waiting,
+                ..
+            }) => *waiting = Some(ticket),
+            Some(Device {
+                phase: Phase::Serving,
+                ..
+            }) => self.reply(ticket, 0),
+            Some(Device {
+                phase: Phase::Leaving { .. },
+                ..
+            }) => self.reply(ticket, TRY_AGAIN),
+            None => self.open(id, name, Some(ticket), 0, false),
+        }
+    }
+
+    pub(super) fn removed(&mut self, id: LunId, name: &DeviceName, ticket: Ticket) {
+        tracing::info!(lun = name.name, "removed");
+        match self.devices.get_mut(&id) {
+            None => self.reply(ticket, 0),
+            Some(device) => {
+                // An earlier question about the same device has nobody waiting any more.
+                device.ticket = Some(ticket);
+                self.detach(id, Next::Forget);
+            }
+        }
+    }
+
+    pub(super) fn reconfigured(&mut self, id: LunId, change: Change, ticket: Ticket) {
+        let Some(Device {
+            phase: Phase::Serving,
+            reactor,
+            name,
+            ..
+        }) = self.devices.get(&id)
+        else {
+            let known = self.devices.contains_key(&id);
+            return self.reply(ticket, if known { TRY_AGAIN } else { NO_DEVICE });
+        };
+        let reporter = self.reporter.clone();
+        let done: Box<dyn FnOnce(Ticket) -> Done> = Box::new(move |ticket| {
+            Box::new(move |result| reporter.send(Report::Changed { id, ticket, result }))
+        });
+        let message = match change {
+            Change::Size(size) => {
+                tracing::info!(lun = name.name, size, "resizing");
+                Message::Resize {
+                    id,
+                    size,
+                    done: done(ticket),
+                }
+            }
+            Change::WriteCache(enabled) => {
+                tracing::info!(lun = name.name, enabled, "switching the write cache");
+                Message::SetWriteCache {
+                    id,
+                    enabled,
+                    done: done(ticket),
+                }
+            }
+            Change::Config(config) => {
+                tracing::warn!(
+                    lun = name.name,
+                    config,
+                    "refused: a LUN cannot get another image while it is served; delete and create it"
+                );
+                return self.reply(ticket, NOT_SUPPORTED);
+            }
+            Change::Unknown => return self.reply(ticket, NOT_SUPPORTED),
+        };
+        self.reactors[*reactor].send(message);
+    }
+
+    /// Opens a device's image on another thread, and has a reactor serve it then.
+    pub(super) fn open(
+        &mut self,
+        id: LunId,
+        name: DeviceName,
+        ticket: Option<Ticket>,
+        ring_resets: u32,
+        reset: bool,
+    ) {
+        let drained = self.run_dir.take_drained(&name);
+        tracing::info!(
+            lun = name.name,
+            subtype = name.subtype,
+            config = name.config,
+            "opening"
+        );
+        let reactor = self.least_busy_reactor();
+        let device = Device {
+            name,
+            phase: Phase::Opening,
+            since: Instant::now(),
+            reactor,
+            ticket,
+            unwanted: false,
+            ring_resets,
+        };
+        self.devices.insert(id, device);
+        let (registry, sysfs) = (Arc::clone(&self.registry), self.sysfs.clone());
+        let reporter = self.reporter.clone();
+        self.openers.run(Box::new(move || {
+            let reset = match (reset, drained) {
+                (true, _) => Reset::Always,
+                (false, true) => Reset::Never,
+                (false, false) => Reset::IfInUse,
+            };
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                open_device(&registry, &sysfs, id, reset)
+            }));
+            let result = result.unwrap_or_else(|_| {
+                Err(Error::new(
+                    tcmu_handler::ErrorKind::Internal,
+                    "the handler panicked",
+                ))
+            });
+            reporter.send(Report::Opened { id, result });
+        }));
+    }
+
+    pub(super) fn least_busy_reactor(&self) -> usize {
+        let mut load = vec![0usize; self.reactors.len()];
+        for device in self.devices.values() {
+            load[device.reactor] += 1;
+        }
+        load.iter()
+            .enumerate()
+            .min_by_key(|(_, load)| **load)
+            .map_or(0, |(reactor, _)| reactor)
+    }
+
+    /// Has a device leave its reactor.
+    pub(super) fn detach(&mut self, id: LunId, next: Next) {
+        let Some(device) = self.devices.get_mut(&id) else {
+            return;
+        };
+        match &mut device.phase {
+            Phase::Opening => device.unwanted = true,
+            Phase::Leaving { then } => {
+                if next == Next::Forget {
+                    *then = Next::Forget;
+                }
+            }
+            Phase::Serving => {
+                device.phase = Phase::Leaving { then: next };
+                let reporter = self.reporter.clone();
+                let done: Done =
+                    Box::new(move |result| reporter.send(Report::Detached { id, result }));
+                self.reactors[device.reactor].send(Message::Detach { id, done });
+            }
+        }
+    }
+
+    pub(super) fn hear_reports(&mut self) -> anyhow::Result<()> {
+        // EAGAIN: the bell was silent.
+        let _ = rustix::io::read(&*self.reporter.bell, &mut [0u8; 8]);
+        while let Ok(report) = self.reports.try_recv() {
+            match report {
+                Report::Opened { id, result } => self.opened(id, result),
+                Report::Attached { id, result } => self.attached(id, result),
+                Report::Detached { id, result } => self.detached(id, result),
+                Report::Changed { id, ticket, result } => self.changed(id, ticket, result),
+                Report::Notice(Notice::Gone(id)) => {
+                    if let Some(device) = self.devices.get(&id) {
+                        tracing::warn!(lun = device.name.name, "the device vanished");
+                    }
+                    self.detach(id, Next::Forget);
+                }
+                Report::Notice(Notice::Broken(id)) => self.detach(id, Next::Reset),
+                Report::Notice(Notice::Failed) => anyhow::bail!("a reactor failed"),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn opened(&mut self, id: LunId, result: Result<MakeLun, Error>) {
+        let Some(device) = self.devices.get(&id) else {
+            return;
+        };
+        match result {
+            Ok(_) if device.unwanted => self.forget(id, TRY_AGAIN),
+            Ok(make) => {
+                let reporter = self.reporter.clone();
+                let done: Done =
+                    Box::new(move |result| reporter.send(Report::Attached { id, result }));
+                self.reactors[device.reactor].send(Message::Attach { id, make, done });
+            }
+            Err(error) => {
+                tracing::error!(lun = device.name.name, config = device.name.config, %error, "cannot be opened");
+                self.forget(id, -error.errno());
+            }
+        }
+    }
+
+    pub(super) fn attached(&mut self, id: LunId, result: Result<(), Error>) {
+        let Some(device) = self.devices.get_mut(&id) else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                device.phase = Phase::Serving;
+                tracing::info!(lun = device.name.name, reactor = device.reactor, "serving");
+                if device.unwanted {
+                    self.detach(id, Next::Forget);
+                } else if let Some(ticket) = device.ticket.take() {
+                    self.reply(ticket, 0);
+                }
+            }
+            Err(error) => {
+                tracing::error!(lun = device.name.name, %error, "cannot be served");
+                self.forget(id, -error.errno());
+            }
+        }
+    }
+
+    pub(super) fn detached(&mut self, id: LunId, result: Result<(), Error>) {
+        let Some(device) = self.devices.get(&id) else {
+            return;
+        };
+        if let Err(error) = &result {
+            tracing::error!(lun = device.name.name, %error, "closing the image failed; what was not flushed may be lost");
+        }
+        let reset = matches!(device.phase, Phase::Leaving { then: Next::Reset });
+        if !reset {
+            if self.stopping.is_some()
+                && let Err(error) = self.run_dir.note_drained(&device.name)
+            {
+                tracing::warn!(lun = device.name.name, %error, "the next daemon will have to reset this LUN's ring");
+            }
+            return self.forget(id, 0);
+        }
+        let Some(device) = self.devices.remove(&id) else {
+            return;
+        };
+        if device.ring_resets >= RING_RESETS {
+            tracing::error!(
+                lun = device.name.name,
+                "the command ring was damaged again; this LUN is not served until tcmu-runner is restarted"
+            );
+            if let Some(ticket) = device.ticket {
+                self.reply(ticket, 0);
+            }
+        } else {
+            tracing::warn!(lun = device.name.name, "resetting the command ring");
+            self.open(id, device.name, device.ticket, device.ring_resets + 1, true);
+        }
+    }
+
+    pub(super) fn changed(&mut self, id: LunId, ticket: Ticket, result: Result<(), Error>) {
+        let status = match (result, self.devices.get(&id)) {
+            (Ok(()), _) => 0,
+            (Err(error), Some(device)) => {
+                tracing::error!(lun = device.name.name, %error, "the change was refused");
+                -error.errno()
+            }
+            (Err(_), None) => NO_DEVICE,
+        };
+        self.reply(ticket, status);
+    }
+
+    /// The device is not served any more; tells the kernel `status` if it waits.
+    pub(super) fn forget(&mut self, id: LunId, status: i32) {
+        if let Some(Device {
+            ticket: Some(ticket),
+            ..
+        }) = self.devices.remove(&id)
+        {
+            self.reply(ticket, status);
+        }
+    }
+
+    pub(super) fn reply(&self, ticket: Ticket, status: i32) {
+        match self.netlink.reply(ticket, status) {
+            Ok(Delivery::Accepted | Delivery::NobodyWaited) => {}
+            Err(error) => tracing::error!(%error, "the kernel did not take an answer"),
+        }
+    }
+
+    /// Serves the devices that are there and are not served yet.
+    pub(super) fn resync(&mut self) -> std::io::Result<()> {
+        for device in self.sysfs.scan()? {
+            let known = self.devices.contains_key(&device.minor);
+            if !known && self.registry.serves(&device.name.subtype) && self.stopping.is_none() {
+                self.open(device.minor, device.name, None, 0, false);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! The daemon: which devices there are, and who serves them.
+//!
+//! One thread hears the kernel (netlink), the signals, and what openers and reactors report. It never
+//! blocks on a backstore: images are opened on a pool of threads, and everything about a LUN that is
+//! attached happens on its reactor.
+
+mod device;
+mod devices;
+mod open;
+mod report;
+mod system;
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use tcmu::discovery::{DeviceName, Sysfs};
+use tcmu::netlink::{Event, Netlink, NetlinkError};
+
+use self::device::{Device, Next, Phase};
+use self::report::{Report, Reporter};
+use self::system::{catch_signals, load_module, release_predecessors_waiters};
+use crate::config::Config;
+use crate::reactor::{BlockingPool, LunId, ReactorHandle};
+use crate::registry::Registry;
+use crate::run_dir::RunDir;
+
+/// How many images are opened at once.
+const OPENERS: usize = 16;
+
+/// How long the kernel, and whoever enables a device, waits for its image to be opened. tcmuctl waits
+/// a little longer, so that it hears of it.
+const OPENING_LIMIT: Duration = Duration::from_secs(25);
+
+/// How often a shutdown says what it is waiting for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `EOPNOTSUPP`, `EAGAIN`, `ENODEV` and `ETIMEDOUT` as answers to the kernel.
+const NOT_SUPPORTED: i32 = -95;
+const TRY_AGAIN: i32 = -11;
+const NO_DEVICE: i32 = -19;
+const TIMED_OUT: i32 = -110;
+
+/// The daemon.
+pub(crate) struct Daemon {
+    registry: Arc<Registry>,
+    sysfs: Sysfs,
+    run_dir: RunDir,
+    netlink: Netlink,
+    reactors: Vec<ReactorHandle>,
+    openers: BlockingPool,
+    devices: HashMap<LunId, Device>,
+    reporter: Reporter,
+    reports: Receiver<Report>,
+    signals: UnixStream,
+    stopping: Option<Instant>,
+}
+
+impl Daemon {
+    /// Takes the lock, starts the reactors, and begins to hear the kernel. Whoever waits for an
+    /// answer of a daemon that is gone is let go with an error.
+    pub(crate) fn start(registry: Registry, config: &Config) -> anyhow::Result<Self> {
+        let sysfs = Sysfs::system();
+        let run_dir = RunDir::lock()?;
+        run_dir
+            .note_handlers(registry.help().map(|(subtype, _)| subtype))
+            .context("naming the handlers in /run")?;
+        let signals = catch_signals()?;
+        load_module(&sysfs);
+        let (reports, inbox) = channel();
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let reporter = Reporter { reports, bell };
+
+        // No event may come between the reset and the time when somebody listens.
+        let module = sysfs.module();
+        if module.is_loaded() {
+            module
+                .block_netlink(true)
+                .context("blocking TCMU's netlink interface")?;
+        }
+        let netlink = release_predecessors_waiters(&sysfs).and_then(|()| Ok(Netlink::connect()?));
+        let netlink = match netlink {
+            Ok(netlink) => netlink,
+            Err(error) => {
+                if module.is_loaded() {
+                    module.block_netlink(false).ok();
+                }
+                return Err(error);
+            }
+        };
+
+        let reactors = (0..config.reactors())
+            .map(|number| {
+                let reporter = reporter.clone();
+                let on_notice = Arc::new(move |notice| reporter.send(Report::Notice(notice)));
+                ReactorHandle::start(
+                    number,
+                    BlockingPool::new(config.blocking_threads()),
+                    on_notice,
+                )
+                .with_context(|| {
+                    format!("starting reactor {number} (this needs io_uring, Linux 6.1 or later)")
+                })
+            })
+            .collect::<anyhow::Result<Vec<_>>>();
+        let reactors = match reactors {
+            Ok(reactors) => reactors,
+            Err(error) => {
+                module.block_netlink(false).ok();
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            registry: Arc::new(registry),
+            sysfs,
+            run_dir,
+            netlink,
+            reactors,
+            openers: BlockingPool::new(OPENERS),
+            devices: HashMap::new(),
+            reporter,
+            reports: inbox,
+            signals,
+            stopping: None,
+        })
+    }
+
+    /// Serves until a signal says to stop, and everything is in order.
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        self.resync().context("looking for devices")?;
+        self.sysfs
+            .module()
+            .block_netlink(false)
+            .context("unblocking TCMU's netlink interface")?;
+        tracing::info!(
+            reactors = self.reactors.len(),
+            handlers = ?self.registry,
+            devices = self.devices.len(),
+            "ready"
+        );
+        loop {
+            self.wait()?;
+            self.give_up_openings();
+            self.hear_signals()?;
+            self.hear_kernel()?;
+            self.hear_reports()?;
+            if self.stopping.is_some() && self.devices.is_empty() {
+                tracing::info!("stopped");
+                return Ok(());
+            }
+        }
+    }
+
+    /// When the first opening takes too long that the kernel waits for.
+    fn next_deadline(&self) -> Option<Instant> {
+        let waited_for =
+            |device: &&Device| matches!(device.phase, Phase::Opening) && device.ticket.is_some();
+        self.devices
+            .values()
+            .filter(waited_for)
+            .map(|device| device.since + OPENING_LIMIT)
+            .min()
+    }
+
+    /// Refuses devices whose image takes too long to open: the kernel waits uninterruptibly.
+    fn give_up_openings(&mut self) {
+        let now = Instant::now();
+        let mut late = Vec::new();
+        for device in self.devices.values_mut() {
+            if matches!(device.phase, Phase::Opening)
+                && device.since + OPENING_LIMIT <= now
+                && let Some(ticket) = device.ticket.take()
+            {
+                device.unwanted = true;
+                tracing::error!(lun = device.name.name, "opening takes too long; refused");
+                late.push(ticket);
+            }
+        }
+        for ticket in late {
+            self.reply(ticket, TIMED_OUT);
+        }
+    }
+
+    /// Waits for something to do.
+    fn wait(&self) -> anyhow::Result<()> {
+        let mut watched = [
+            PollFd::new(&self.netlink, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&*self.reporter.bell, PollFlags::IN),
+        ];
+        let deadline = self
+            .next_deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let patience = self.stopping.is_some().then_some(PATIENCE);
+        let timeout = deadline.into_iter().chain(patience).min();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut watched, timeout.as_ref()) {
+            Ok(0) if self.stopping.is_some() => {
+                let names: Vec<_> = self
+                    .devices
+                    .values()
+                    .map(|device| &device.name.name)
+                    .collect();
+                tracing::warn!(luns = ?names, "still waiting for these to finish; a second signal ends the wait");
+                Ok(())
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("waiting for events"),
+        }
+    }
+
+    fn hear_signals(&mut self) -> anyhow::Result<()> {
+        let mut signals = [0; 16];
+        let count = self.signals.read(&mut signals).unwrap_or(0);
+        for _ in 0..count {
+            if let Some(since) = self.stopping {
+                anyhow::bail!(
+                    "stopped by a second signal after {:?}; commands of {} LUNs were left in flight",
+                    since.elapsed(),
+                    self.devices.len()
+                );
+            }
+            tracing::info!(
+                luns = self.devices.len(),
+                "stopping: finishing what is in flight"
+            );
+            self.stopping = Some(Instant::now());
+            for id in self.devices.keys().copied().collect::<Vec<_>>() {
+                self.detach(id, Next::Forget);
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_kernel(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.netlink.receive() {
+                Ok(None) => return Ok(()),
+                Ok(Some(Event::Added {
+                    device,
+                    minor,
+                    ticket,
+                })) => {
+                    if let Some(name) = self.ours(&device) {
+                        self.added(minor, name, ticket);
+                    }
+                }
+                Ok(Some(Event::Removed {
+                    device,
+                    minor,
+                    ticket,
+                })) => {
+                    if let Some(name) = self.ours(&device) {
+                        self.removed(minor, &name, ticket);
+                    }
+                }
+                Ok(Some(Event::Reconfigured {
+                    device,
+                    minor,
+                    change,
+                    ticket,
+                })) => {
+                    if self.ours(&device).is_some() {
+                        self.reconfigured(minor, change, ticket);
+                    }
+                }
+                Ok(Some(Event::Overflow)) => {
+                    tracing::warn!("the kernel's events overflowed; looking for devices again");
+                    self.resync().context("looking for devices")?;
+                }
+                Err(NetlinkError::Malformed(why)) => {
+                    tracing::warn!(%why, "a netlink message was not understood");
+                }
+                Err(error) => return Err(error).context("hearing the kernel"),
+            }
+        }
+    }
+
+    /// The device's name, if a handler of ours serves it. Events of others are theirs to answer.
+    fn ours(&self, device: &str) -> Option<DeviceName> {
+        match device.parse::<DeviceName>() {
+            Ok(name) if self.registry.serves(&name.subtype) => Some(name),
+            Ok(name) => {
+                tracing::debug!(device, subtype = name.subtype, "not ours");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(device, %error, "not ours");
+                None
+            }
+        }
+    }
+}

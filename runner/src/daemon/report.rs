@@ -1,0 +1,54 @@
+//! What other threads tell the daemon's thread.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use rustix::fd::OwnedFd;
+use tcmu::netlink::Ticket;
+use tcmu_handler::Error;
+
+use crate::reactor::{LunId, MakeLun, Notice};
+
+/// What other threads report to the daemon's.
+pub(super) enum Report {
+    /// An image was opened, or not.
+    Opened {
+        id: LunId,
+        result: Result<MakeLun, Error>,
+    },
+    /// A LUN was attached to its reactor, or not.
+    Attached {
+        id: LunId,
+        result: Result<(), Error>,
+    },
+    /// A LUN's backstore is closed and its device let go.
+    Detached {
+        id: LunId,
+        result: Result<(), Error>,
+    },
+    /// A change that the kernel waits for was made, or refused.
+    Changed {
+        id: LunId,
+        ticket: Ticket,
+        result: Result<(), Error>,
+    },
+    /// A reactor noticed something.
+    Notice(Notice),
+}
+
+/// Reports from any thread, with a bell.
+#[derive(Clone)]
+pub(super) struct Reporter {
+    pub(super) reports: Sender<Report>,
+    pub(super) bell: Arc<OwnedFd>,
+}
+
+impl Reporter {
+    /// Hands over a report.
+    pub(super) fn send(&self, report: Report) {
+        // Without a daemon nobody needs the report.
+        if self.reports.send(report).is_ok() {
+            let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+        }
+    }
+}
