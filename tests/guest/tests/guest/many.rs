@@ -53,7 +53,7 @@ fn two_hundred_luns_are_created_in_parallel() -> TestResult {
     daemon.stop()
 }
 
-guest_test!(idle_luns_cost_no_cpu, limit = Duration::from_secs(300));
+guest_test!(idle_luns_cost_no_cpu, limit = Duration::from_secs(600));
 fn idle_luns_cost_no_cpu() -> TestResult {
     let daemon = Daemon::start()?;
     let alone = resident_kib(daemon.pid())?;
