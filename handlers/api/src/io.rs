@@ -167,13 +167,7 @@ impl Io {
     /// # Errors
     /// The kernel's. Linux reports a failed write-back once: data may be lost from then on.
     pub async fn sync(&self, file: &File) -> io::Result<()> {
-        loop {
-            match self.submit(Operation::Sync { file }).await {
-                Ok(_) => return Ok(()),
-                Err(error) if again(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.complete(Operation::Sync { file }).await
     }
 
     /// fallocate(2) with the FALLOC_FL_* bits of `mode`.
@@ -181,11 +175,14 @@ impl Io {
     /// # Errors
     /// The kernel's.
     pub async fn fallocate(&self, file: &File, mode: i32, extent: Extent) -> io::Result<()> {
+        self.complete(Operation::Allocate { file, mode, extent })
+            .await
+    }
+
+    /// Repeats an operation that has no parts until the kernel has a final answer.
+    async fn complete(&self, operation: Operation<'_>) -> io::Result<()> {
         loop {
-            match self
-                .submit(Operation::Allocate { file, mode, extent })
-                .await
-            {
+            match self.submit(operation).await {
                 Ok(_) => return Ok(()),
                 Err(error) if again(&error) => {}
                 Err(error) => return Err(error),
