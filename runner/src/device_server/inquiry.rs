@@ -35,10 +35,11 @@ impl Unit {
         parameter_data(data, allocation_length, standard.as_bytes())
     }
 
-    /// A pending unit attention is reported as data, and cleared.
+    /// A pending unit attention is reported as data, and cleared; then why the unit is not ready.
     pub(super) fn request_sense(&self, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = parse::<RequestSense>(cdb)?;
-        let sense = self.attention.take().unwrap_or(Sense::new(
+        let sense = self.attention.take().or(self.not_ready.get());
+        let sense = sense.unwrap_or(Sense::new(
             SenseKey::NoSense,
             AdditionalSense::NO_ADDITIONAL_SENSE_INFORMATION,
         ));

@@ -26,6 +26,15 @@ pub(super) enum Command {
 }
 
 impl Command {
+    /// It tells what the unit is and does, and needs no medium: it runs while one is being formatted
+    /// or sanitized (SBC-3, 4.11.2 and 5.2).
+    pub(super) const fn runs_while_not_ready(self) -> bool {
+        matches!(
+            self,
+            Self::Inquiry | Self::RequestSense | Self::ReportSupportedOpcodes
+        )
+    }
+
     /// There is no data for the initiator.
     pub(super) const fn returns_nothing(self) -> bool {
         matches!(

@@ -19,6 +19,9 @@ pub(super) struct Unit {
     /// Somebody has seen the identity: a change is worth a unit attention.
     pub(super) identified: Cell<bool>,
     pub(super) attention: UnitAttention,
+    /// Why the unit takes no commands that need the medium at the moment: what a FORMAT UNIT or a
+    /// SANITIZE that is under way reports, with its progress.
+    pub(super) not_ready: Cell<Option<Sense>>,
     pub(super) errors: ErrorLog,
     pub(super) mode: Cell<ModeValues>,
     pub(super) default_mode: ModeValues,
@@ -43,6 +46,7 @@ impl Unit {
             identity: RefCell::new(identity),
             identified: Cell::new(false),
             attention: UnitAttention::default(),
+            not_ready: Cell::new(None),
             errors: ErrorLog::default(),
             mode: Cell::new(mode),
             default_mode: mode,
@@ -68,6 +72,11 @@ impl Unit {
             return Err(attention);
         }
         let cdb = opcode.check(cdb)?;
+        if let Some(sense) = self.not_ready.get()
+            && !opcode.command.runs_while_not_ready()
+        {
+            return Err(sense);
+        }
         if opcode.writes {
             self.check_writable()?;
         }

@@ -73,6 +73,8 @@ macro_rules! additional_sense {
 additional_sense! {
     0x00, 0x00, NO_ADDITIONAL_SENSE_INFORMATION, "NO ADDITIONAL SENSE INFORMATION";
     0x04, 0x00, NOT_READY_CAUSE_NOT_REPORTABLE, "LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE";
+    0x04, 0x04, FORMAT_IN_PROGRESS, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS";
+    0x04, 0x1b, SANITIZE_IN_PROGRESS, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS";
     0x08, 0x00, LOGICAL_UNIT_COMMUNICATION_FAILURE, "LOGICAL UNIT COMMUNICATION FAILURE";
     0x08, 0x01, LOGICAL_UNIT_COMMUNICATION_TIMEOUT, "LOGICAL UNIT COMMUNICATION TIME-OUT";
     0x0c, 0x00, WRITE_ERROR, "WRITE ERROR";
@@ -91,6 +93,7 @@ additional_sense! {
     0x2a, 0x01, MODE_PARAMETERS_CHANGED, "MODE PARAMETERS CHANGED";
     0x2a, 0x09, CAPACITY_DATA_HAS_CHANGED, "CAPACITY DATA HAS CHANGED";
     0x39, 0x00, SAVING_PARAMETERS_NOT_SUPPORTED, "SAVING PARAMETERS NOT SUPPORTED";
+    0x3e, 0x03, LOGICAL_UNIT_FAILED_SELF_TEST, "LOGICAL UNIT FAILED SELF-TEST";
     0x3f, 0x03, INQUIRY_DATA_HAS_CHANGED, "INQUIRY DATA HAS CHANGED";
     0x44, 0x00, INTERNAL_TARGET_FAILURE, "INTERNAL TARGET FAILURE";
     0x55, 0x03, INSUFFICIENT_RESOURCES, "INSUFFICIENT RESOURCES";
@@ -136,6 +139,8 @@ pub struct Sense {
     pub information: Option<u64>,
     /// The field that is wrong, for [`SenseKey::IllegalRequest`].
     pub field: Option<FieldPointer>,
+    /// PROGRESS INDICATION in 65536ths, for [`SenseKey::NotReady`] and [`SenseKey::NoSense`].
+    pub progress: Option<u16>,
 }
 
 impl Sense {
@@ -146,6 +151,7 @@ impl Sense {
             code,
             information: None,
             field: None,
+            progress: None,
         }
     }
 
@@ -183,6 +189,23 @@ impl Sense {
         self
     }
 
+    /// The same with PROGRESS INDICATION: how much of a long operation is done, in 65536ths.
+    #[must_use]
+    pub const fn with_progress(mut self, progress: u16) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// SENSE KEY SPECIFIC (SPC-4, 4.5.2.4), if there is something to say.
+    fn key_specific(&self) -> Option<[u8; 3]> {
+        const SKSV: u8 = 0x80;
+        if let Some(field) = self.field {
+            return Some(field.bytes());
+        }
+        let [high, low] = self.progress?.to_be_bytes();
+        Some([SKSV, high, low])
+    }
+
     /// Writes current sense data in the descriptor format (`descriptor`, D_SENSE = 1) or the fixed
     /// format, fills the rest of the buffer with zeroes, and returns the length.
     pub fn write_to(&self, buffer: &mut [u8; SENSE_BUFFER_LEN], descriptor: bool) -> usize {
@@ -208,8 +231,8 @@ impl Sense {
         buffer[7] = FIXED_SENSE_LEN as u8 - 8;
         buffer[12] = self.code.asc;
         buffer[13] = self.code.ascq;
-        if let Some(field) = self.field {
-            buffer[15..18].copy_from_slice(&field.bytes());
+        if let Some(bytes) = self.key_specific() {
+            buffer[15..18].copy_from_slice(&bytes);
         }
         FIXED_SENSE_LEN
     }
@@ -229,10 +252,10 @@ impl Sense {
             descriptor[4..].copy_from_slice(&information.to_be_bytes());
             end += descriptor.len();
         }
-        if let Some(field) = self.field {
+        if let Some(bytes) = self.key_specific() {
             let descriptor = &mut buffer[end..end + 8];
             descriptor[..2].copy_from_slice(&[0x02, 0x06]);
-            descriptor[4..7].copy_from_slice(&field.bytes());
+            descriptor[4..7].copy_from_slice(&bytes);
             end += descriptor.len();
         }
         buffer[7] = (end - HEADER_LEN) as u8;
@@ -289,6 +312,20 @@ mod tests {
                 0x72, 5, 0x26, 0, 0, 0, 0, 20, 0, 10, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 6, 0, 0,
                 0x80, 0, 9, 0
             ]
+        );
+    }
+
+    #[test]
+    fn progress_is_sense_key_specific() {
+        let sense = Sense::new(SenseKey::NotReady, AdditionalSense::FORMAT_IN_PROGRESS)
+            .with_progress(0x1234);
+        assert_eq!(
+            bytes(sense, false),
+            [0x70, 0, 2, 0, 0, 0, 0, 10, 0, 0, 0, 0, 4, 4, 0, 0x80, 0x12, 0x34]
+        );
+        assert_eq!(
+            bytes(sense, true),
+            [0x72, 2, 4, 4, 0, 0, 0, 8, 2, 6, 0, 0, 0x80, 0x12, 0x34, 0]
         );
     }
 
