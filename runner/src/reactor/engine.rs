@@ -13,6 +13,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use tcmu::mapping::Mapping;
@@ -44,6 +46,17 @@ enum Kind {
     Poll = 2,
     Kick = 3,
     Cancel = 4,
+}
+
+/// How long a turn sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// Until something happens.
+    Event,
+    /// This long, whatever happens. What happens meanwhile is seen in the next turn.
+    Rest(Duration),
 }
 
 /// Names a file descriptor that the reactor polls. The generation tells the answers for an earlier
@@ -107,7 +120,7 @@ struct Slot {
 /// How much a reactor has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// System calls: each submits and waits for everything at once (io_uring_enter).
+    /// System calls: io_uring_enter, which submits and waits for everything at once, and rests.
     pub system_calls: u64,
     /// Operations of backstores that were handed to the kernel.
     pub operations: u64,
@@ -121,6 +134,9 @@ struct Inner {
     free: Vec<u32>,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
+    /// Operations that the kernel has not answered.
+    running: usize,
+    /// Those of them that nobody waits for.
     forgotten: usize,
     counters: Counters,
 }
@@ -139,6 +155,7 @@ impl UringEngine {
             slots: Vec::new(),
             free: Vec::new(),
             backlog: VecDeque::new(),
+            running: 0,
             forgotten: 0,
             counters: Counters::default(),
         };
@@ -181,17 +198,21 @@ impl UringEngine {
     }
 
     /// Hands everything that is queued to the kernel and collects what has finished: wakes the
-    /// tasks that wait for operations, and appends what happened to sources to `events`. With
-    /// `wait`, sleeps until there is something.
-    pub(crate) fn turn(&self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
+    /// tasks that wait for operations, and appends what happened to sources to `events`.
+    pub(crate) fn turn(&self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         let mut inner = self.inner.borrow_mut();
         inner.enter(wait)?;
         inner.collect(events);
         while !inner.backlog.is_empty() {
-            inner.enter(false)?;
+            inner.enter(Wait::No)?;
             inner.collect(events);
         }
         Ok(())
+    }
+
+    /// Whether the kernel works on operations.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.inner.borrow().running > 0
     }
 
     /// Whether operations run that nobody waits for any more.
@@ -235,7 +256,7 @@ impl Inner {
     }
 
     /// One io_uring_enter.
-    fn enter(&mut self, wait: bool) -> io::Result<()> {
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
         while let Some(entry) = self.backlog.pop_front() {
             if !self.push_now(&entry) {
                 self.backlog.push_front(entry);
@@ -243,8 +264,8 @@ impl Inner {
             }
         }
         let queued = self.uring.submission().len() as u32;
-        let finished = !self.uring.completion().is_empty();
-        let want = u32::from(wait && !finished && self.backlog.is_empty());
+        let may_sleep = self.uring.completion().is_empty() && self.backlog.is_empty();
+        let want = u32::from(may_sleep && wait == Wait::Event);
         self.counters.system_calls += 1;
         const IORING_ENTER_GETEVENTS: u32 = 1; // include/uapi/linux/io_uring.h
         // SAFETY: no argument struct and no signal mask are passed; the rest are numbers.
@@ -256,6 +277,14 @@ impl Inner {
                 None,
             )
         };
+        if let Wait::Rest(time) = wait
+            && may_sleep
+        {
+            // Not by a time limit of io_uring_enter: before Linux 6.8, each event would wake this
+            // thread there, only to be put to sleep again.
+            self.counters.system_calls += 1;
+            thread::sleep(time);
+        }
         match entered {
             Ok(_) => Ok(()),
             // A signal; or the completion queue wants to be emptied first. The caller does, and
@@ -277,6 +306,7 @@ impl Inner {
             uring,
             slots,
             free,
+            running,
             forgotten,
             ..
         } = self;
@@ -288,6 +318,7 @@ impl Inner {
                     let Some(slot) = slots.get_mut(place as usize) else {
                         continue;
                     };
+                    *running -= 1;
                     if slot.state == State::Forgotten {
                         *forgotten -= 1;
                         slot.release();
@@ -444,6 +475,7 @@ impl Engine for UringEngine {
             entry
         };
         inner.counters.operations += 1;
+        inner.running += 1;
         let source = Source {
             place,
             generation: 0,
@@ -513,12 +545,8 @@ impl Drop for UringEngine {
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
         let mut events = Vec::new();
-        while inner
-            .slots
-            .iter()
-            .any(|slot| matches!(slot.state, State::Running | State::Forgotten))
-        {
-            if inner.enter(true).is_err() {
+        while inner.running > 0 {
+            if inner.enter(Wait::Event).is_err() {
                 // Nothing more can be learnt; what the kernel may still use must not be freed.
                 std::mem::forget(std::mem::take(&mut inner.slots));
                 return;

@@ -1,6 +1,7 @@
 //! A LUN on its reactor: commands come out of the ring, become tasks, and go back as completions.
 
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -34,16 +35,17 @@ pub(crate) trait Lun {
     /// The uio device: readable when commands wait; a write kicks the kernel.
     fn device(&self) -> &dyn Doorbell;
 
-    /// Fetches new commands and starts them: `limit` of them at the most. Returns whether there may
-    /// be more.
-    fn fetch(&mut self, limit: usize) -> bool;
+    /// Fetches new commands and starts them: `limit` of them at the most. Returns how many; less than
+    /// `limit` only if there are no more.
+    fn fetch(&mut self, limit: usize) -> usize;
 
     /// Runs the task in `slot` a step further.
     fn step(&mut self, slot: u32);
 
     /// Shows the kernel what has been completed since the last time. `forgotten` says whether the
-    /// engine still runs operations that nobody waits for. Returns whether to kick.
-    fn publish(&mut self, forgotten: bool) -> bool;
+    /// engine still runs operations that nobody waits for. Returns how many commands
+    /// that are, if it is worth a kick.
+    fn publish(&mut self, forgotten: bool) -> Option<usize>;
 
     /// How many commands have been fetched and not completed.
     fn in_flight(&self) -> usize;
@@ -122,6 +124,7 @@ pub(crate) fn lun<B: Backstore>(
         quiescent: false,
         broken: false,
         completed: 0,
+        finished: 0,
     })
 }
 
@@ -145,6 +148,8 @@ struct Served<B, F, S> {
     quiescent: bool,
     broken: bool,
     completed: u64,
+    /// Those of them that were not published.
+    finished: usize,
 }
 
 impl<B, F, S> Served<B, F, S>
@@ -193,6 +198,7 @@ where
             };
             self.ring.complete(command, completion);
             self.completed += 1;
+            self.finished += 1;
         }
         self.spare.push(buffer.into_segments());
     }
@@ -212,10 +218,10 @@ where
         &*self.device
     }
 
-    fn fetch(&mut self, limit: usize) -> bool {
-        for _ in 0..limit {
+    fn fetch(&mut self, limit: usize) -> usize {
+        for fetched in 0..limit {
             if self.quiescent || self.broken {
-                return false;
+                return fetched;
             }
             match self.ring.next() {
                 Ok(Some(Entry::Command(command))) => self.start(command),
@@ -223,14 +229,14 @@ where
                 Ok(Some(Entry::TaskManagement(request))) => {
                     tracing::info!(lun = %self.name, ?request, "task management");
                 }
-                Ok(None) => return false,
+                Ok(None) => return fetched,
                 Err(error) => {
                     tracing::error!(lun = %self.name, %error, "the command ring is damaged");
                     self.broken = true;
                 }
             }
         }
-        true
+        limit
     }
 
     fn step(&mut self, slot: u32) {
@@ -245,11 +251,12 @@ where
         }
     }
 
-    fn publish(&mut self, forgotten: bool) -> bool {
+    fn publish(&mut self, forgotten: bool) -> Option<usize> {
         if !forgotten {
             self.failed.clear();
         }
-        self.ring.publish()
+        let finished = mem::take(&mut self.finished);
+        self.ring.publish().then_some(finished)
     }
 
     fn in_flight(&self) -> usize {

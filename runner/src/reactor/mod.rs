@@ -11,6 +11,7 @@ mod local;
 mod lun;
 mod memory;
 mod message;
+mod pace;
 mod ready;
 mod tasks;
 mod thread;

@@ -10,9 +10,10 @@ use std::sync::mpsc::Receiver;
 
 use tcmu_handler::{Error, ErrorKind, Io};
 
-use super::engine::{Counters, Event, Source, UringEngine};
+use super::engine::{Counters, Event, Source, UringEngine, Wait};
 use super::lun::{Context, Done, Errand, Lun, device_fd};
 use super::message::{LunId, Message, Notice, OnNotice};
+use super::pace::Pace;
 use super::ready::{ReadyQueue, TaskId};
 use super::tasks::Tasks;
 
@@ -78,6 +79,9 @@ pub(super) struct Reactor {
     stop: bool,
     /// Nothing is left to do without another event.
     idle: bool,
+    /// The places where the last turn found commands.
+    served: Vec<u32>,
+    pace: Pace,
     /// Used in every turn, and empty in between.
     events: Vec<Event>,
     tasks: Vec<TaskId>,
@@ -107,6 +111,8 @@ impl Reactor {
             closed: Rc::default(),
             stop: false,
             idle: false,
+            served: Vec::new(),
+            pace: Pace::default(),
             events: Vec::new(),
             tasks: Vec::new(),
         }
@@ -125,14 +131,29 @@ impl Reactor {
     pub(super) fn turn(&mut self, wait: bool) -> io::Result<()> {
         let mut events = mem::take(&mut self.events);
         let mut tasks = mem::take(&mut self.tasks);
-        self.engine.turn(wait && self.idle, &mut events)?;
+        let wait = match self.pace.rest() {
+            _ if !wait || !self.idle => Wait::No,
+            Some(rest) if !self.served.is_empty() => Wait::Rest(rest),
+            _ => Wait::Event,
+        };
+        self.engine.turn(wait, &mut events)?;
         for event in events.drain(..) {
             self.handle(event, &mut tasks);
         }
+        // Those that had commands have more now; their events may not have been collected.
+        while let Some(place) = self.served.pop() {
+            if matches!(wait, Wait::Rest(_)) {
+                self.touch(place);
+            }
+        }
+        let busy = self.engine.is_busy();
         self.step(&mut tasks);
-        self.fetch();
+        let fetched = self.fetch();
         let restless = self.step(&mut tasks);
-        self.publish();
+        let outstanding = self.publish();
+        if fetched > 0 {
+            self.pace.learn(fetched, outstanding, busy);
+        }
         self.idle = !restless && self.touched.is_empty();
         (self.events, self.tasks) = (events, tasks);
         Ok(())
@@ -206,24 +227,33 @@ impl Reactor {
         true
     }
 
-    /// Fetches the new commands of the LUNs that something happened to.
-    fn fetch(&mut self) {
+    /// Fetches the new commands of the LUNs that something happened to. Returns how many.
+    fn fetch(&mut self) -> usize {
+        let mut sum = 0;
         for &place in &self.touched {
             if let Some(attached) = &mut self.places[place as usize].lun {
                 let was_broken = attached.lun.is_broken();
-                if attached.lun.fetch(FETCH_LIMIT) {
+                let fetched = attached.lun.fetch(FETCH_LIMIT);
+                if fetched == FETCH_LIMIT {
                     self.again.push(place);
                 }
                 if attached.lun.is_broken() && !was_broken {
                     (self.on_notice)(Notice::Broken(attached.id));
                 }
+                if fetched > 0 {
+                    self.served.push(place);
+                    sum += fetched;
+                }
             }
         }
+        sum
     }
 
-    /// Publishes what was completed, and goes on with LUNs that are to leave.
-    fn publish(&mut self) {
+    /// Publishes what was completed, and goes on with LUNs that are to leave. Returns how many commands
+    /// were outstanding before.
+    fn publish(&mut self) -> usize {
         let forgotten = self.engine.has_forgotten();
+        let mut outstanding = 0;
         for index in 0..self.touched.len() {
             let place = self.touched[index];
             let Place {
@@ -237,8 +267,12 @@ impl Reactor {
                 generation: *generation,
             };
             let Some(attached) = lun else { continue };
-            if attached.lun.publish(forgotten) && attached.present {
-                self.engine.kick(device_fd(&*attached.lun), source);
+            outstanding += attached.lun.in_flight();
+            if let Some(published) = attached.lun.publish(forgotten) {
+                outstanding += published;
+                if attached.present {
+                    self.engine.kick(device_fd(&*attached.lun), source);
+                }
             }
             if attached.lun.in_flight() == 0 {
                 self.close_if_leaving(place);
@@ -251,6 +285,7 @@ impl Reactor {
         for (place, result) in self.closed.take() {
             self.unwatch(place, result);
         }
+        outstanding
     }
 
     /// Does what a message asks for, or starts it.
