@@ -87,6 +87,7 @@ impl<B: Backstore> LogicalUnit<B> {
         let len = usize::try_from(extent.len).map_err(|_| length_mismatch())?;
         let wanted = data.slice(0..len).map_err(|_| length_mismatch())?;
         if len != 0 {
+            let _range = self.unit.ranges.shared(extent).await;
             let result = self.fill(io, wanted, extent.offset, command.fua()).await;
             if let Err(failure) = result {
                 if failure.status != Status::CheckCondition {
@@ -120,13 +121,25 @@ impl<B: Backstore> LogicalUnit<B> {
         if extent.len == 0 {
             return Ok(Response::GOOD);
         }
-        let fua = self.native_fua(command.fua());
+        let _range = self.unit.ranges.shared(extent).await;
+        self.store(io, data, extent.offset, command.fua()).await?;
+        Ok(Response::GOOD)
+    }
+
+    /// Writes, durably if `fua` or the write cache asks for it.
+    pub(super) async fn store(
+        &self,
+        io: &Io,
+        data: Buffer<'_>,
+        offset: u64,
+        fua: bool,
+    ) -> Result<(), Failure> {
+        let native = self.native_fua(fua);
         self.backstore
-            .write(io, data, extent.offset, WriteFlags { fua })
+            .write(io, data, offset, WriteFlags { fua: native })
             .await
             .map_err(|error| self.failed("a write", &error))?;
-        self.settle(io, command.fua(), fua).await?;
-        Ok(Response::GOOD)
+        self.settle(io, fua, native).await
     }
 
     /// SYNCHRONIZE CACHE (10) and (16): SBC-3, 5.22 and 5.23. The whole cache is flushed, whatever the

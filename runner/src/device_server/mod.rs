@@ -29,6 +29,7 @@ mod mode_select;
 mod mode_sense;
 mod opcode;
 mod opcode_table;
+mod range_lock;
 mod read_capacity;
 mod reply;
 mod report_opcodes;

@@ -9,6 +9,7 @@ use super::error_log::ErrorLog;
 use super::mode_pages::ModeValues;
 use super::opcode::{Command, Features, Opcode};
 use super::opcode_table;
+use super::range_lock::RangeLock;
 use super::unit_attention::{Condition, UnitAttention};
 use super::{Geometry, Identity};
 
@@ -22,6 +23,8 @@ pub(super) struct Unit {
     /// Why the unit takes no commands that need the medium at the moment: what a FORMAT UNIT or a
     /// SANITIZE that is under way reports, with its progress.
     pub(super) not_ready: Cell<Option<Sense>>,
+    /// What is being read and written.
+    pub(super) ranges: RangeLock,
     pub(super) errors: ErrorLog,
     pub(super) mode: Cell<ModeValues>,
     pub(super) default_mode: ModeValues,
@@ -47,6 +50,7 @@ impl Unit {
             identified: Cell::new(false),
             attention: UnitAttention::default(),
             not_ready: Cell::new(None),
+            ranges: RangeLock::default(),
             errors: ErrorLog::default(),
             mode: Cell::new(mode),
             default_mode: mode,

@@ -65,6 +65,7 @@ impl<B: Backstore> LogicalUnit<B> {
             len => self.unit.unmap_extents(&parameter_list(data, len)?)?,
         };
         for &extent in &extents {
+            let _range = self.unit.ranges.shared(extent).await;
             self.backstore
                 .unmap(io, extent)
                 .await

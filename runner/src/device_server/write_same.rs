@@ -42,6 +42,7 @@ impl<B: Backstore> LogicalUnit<B> {
         } else {
             non_zero_block(data, self.unit.block_size() as usize)?
         };
+        let _range = self.unit.ranges.exclusive(extent).await;
         match pattern {
             // With UNMAP as well: unmapped blocks would not read as the pattern.
             Some(pattern) => self.write_pattern(io, &pattern, extent).await?,
