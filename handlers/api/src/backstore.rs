@@ -35,6 +35,25 @@ pub struct ZeroFlags {
     pub may_unmap: bool,
 }
 
+/// How an image keeps the first bytes of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStatus {
+    /// How many bytes are kept alike: at least 1, at most the range's length.
+    pub len: u64,
+    /// They have storage. Where [`Unmap::reads_zeroes`](crate::Unmap::reads_zeroes) is set, those
+    /// that have none read as zeroes.
+    pub mapped: bool,
+}
+
+/// How a compare-and-write ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// All bytes were as expected, and the new ones are written.
+    Equal,
+    /// Nothing is written: this byte of the range is the first that is not as expected.
+    DiffersAt(usize),
+}
+
 /// One open image: bytes at offsets.
 ///
 /// All requests run on one thread, the image's reactor, many at once; interior state needs no locks
@@ -82,6 +101,40 @@ pub trait Backstore: Send + 'static {
     async fn write_zeroes(&self, io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
         let _ = (io, extent, flags);
         Err(unsupported("write_zeroes"))
+    }
+
+    /// Compares the bytes at `offset` with `expected` and, if they are the same, writes `new`, which is
+    /// as long; nobody sees or changes the bytes in between. Called only for lengths up to
+    /// [`Capabilities::compare_and_write`].
+    async fn compare_and_write(
+        &self,
+        io: &Io,
+        expected: Buffer<'_>,
+        new: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<Comparison> {
+        let _ = (io, expected, new, offset, flags);
+        Err(unsupported("compare_and_write"))
+    }
+
+    /// Says how the first bytes of a range are kept. Called only if [`Capabilities::unmap`] is set.
+    ///
+    /// The default: all of them have storage.
+    async fn block_status(&self, io: &Io, extent: Extent) -> Result<BlockStatus> {
+        let _ = io;
+        Ok(BlockStatus {
+            len: extent.len,
+            mapped: true,
+        })
+    }
+
+    /// A hint that a range will be read soon. Returns once it is passed on, not when it is followed.
+    ///
+    /// The default does nothing.
+    async fn prefetch(&self, io: &Io, extent: Extent) -> Result<()> {
+        let _ = (io, extent);
+        Ok(())
     }
 
     /// Prepares for a LUN of `size` bytes: grows the image where that is the handler's business, or

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use crate::{
-    Backstore, Buffer, Capabilities, Error, ErrorKind, Extent, Io, OwnedBuffer, Result, WriteFlags,
-    ZeroFlags,
+    Backstore, BlockStatus, Buffer, Capabilities, Comparison, Error, ErrorKind, Extent, Io,
+    OwnedBuffer, Result, WriteFlags, ZeroFlags,
 };
 
 /// [`Backstore`] with functions that may block.
@@ -63,6 +63,44 @@ pub trait BlockingBackstore: Send + Sync + 'static {
         ))
     }
 
+    /// See [`Backstore::compare_and_write`].
+    ///
+    /// # Errors
+    /// As there.
+    fn compare_and_write(
+        &self,
+        expected: Buffer<'_>,
+        new: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<Comparison> {
+        let _ = (expected, new, offset, flags);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backstore does not do compare_and_write",
+        ))
+    }
+
+    /// See [`Backstore::block_status`].
+    ///
+    /// # Errors
+    /// As there.
+    fn block_status(&self, extent: Extent) -> Result<BlockStatus> {
+        Ok(BlockStatus {
+            len: extent.len,
+            mapped: true,
+        })
+    }
+
+    /// See [`Backstore::prefetch`].
+    ///
+    /// # Errors
+    /// As there.
+    fn prefetch(&self, extent: Extent) -> Result<()> {
+        let _ = extent;
+        Ok(())
+    }
+
     /// See [`Backstore::close`].
     ///
     /// # Errors
@@ -82,11 +120,11 @@ impl<B: BlockingBackstore> Blocking<B> {
         Self(Arc::new(backstore))
     }
 
-    async fn run(
+    async fn run<T: Send + 'static>(
         &self,
         io: &Io,
-        request: impl FnOnce(&B) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
+        request: impl FnOnce(&B) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let backstore = Arc::clone(&self.0);
         io.blocking(move || request(&backstore))
             .await
@@ -133,6 +171,31 @@ impl<B: BlockingBackstore> Backstore for Blocking<B> {
 
     async fn write_zeroes(&self, io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
         self.run(io, move |backstore| backstore.write_zeroes(extent, flags))
+            .await
+    }
+
+    async fn compare_and_write(
+        &self,
+        io: &Io,
+        expected: Buffer<'_>,
+        new: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<Comparison> {
+        let (expected, new) = (expected.to_owned(), new.to_owned());
+        self.run(io, move |backstore| {
+            backstore.compare_and_write(expected.view(), new.view(), offset, flags)
+        })
+        .await
+    }
+
+    async fn block_status(&self, io: &Io, extent: Extent) -> Result<BlockStatus> {
+        self.run(io, move |backstore| backstore.block_status(extent))
+            .await
+    }
+
+    async fn prefetch(&self, io: &Io, extent: Extent) -> Result<()> {
+        self.run(io, move |backstore| backstore.prefetch(extent))
             .await
     }
 

@@ -8,6 +8,10 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// How many bytes are compared at a time: they are copied to the stack first, since they may change
+/// at any time where they are.
+const COMPARED_AT_ONCE: usize = 4096;
+
 /// A piece of memory that requests read from and write to.
 ///
 /// # Safety
@@ -233,6 +237,43 @@ impl<'a> Buffer<'a> {
         }
     }
 
+    /// Where the bytes from `at` on first differ from `bytes`, counted from `at`; `None` where they
+    /// are the same as far as the view goes.
+    pub fn difference(&self, at: usize, bytes: &[u8]) -> Option<usize> {
+        let mut part = [0; COMPARED_AT_ONCE];
+        let mut compared = 0;
+        for expected in bytes.chunks(COMPARED_AT_ONCE) {
+            let len = self.copy_to(at.saturating_add(compared), &mut part[..expected.len()]);
+            let (is, expected) = (&part[..len], &expected[..len]);
+            if is != expected {
+                let first = is
+                    .iter()
+                    .zip(expected)
+                    .position(|(is, expected)| is != expected);
+                return first.map(|first| compared + first);
+            }
+            compared += len;
+        }
+        None
+    }
+
+    /// Where this view and `other` first differ; `None` where they are the same as far as the
+    /// shorter one goes.
+    pub fn difference_from(&self, other: Buffer<'_>) -> Option<usize> {
+        let mut part = [0; COMPARED_AT_ONCE];
+        let mut compared = 0;
+        loop {
+            let len = other.copy_to(compared, &mut part);
+            if len == 0 {
+                return None;
+            }
+            if let Some(first) = self.difference(compared, &part[..len]) {
+                return Some(compared + first);
+            }
+            compared += len;
+        }
+    }
+
     /// Keeps the memory and the list of segments beyond the life of the request's own.
     pub fn to_owned(&self) -> OwnedBuffer {
         OwnedBuffer {
@@ -315,6 +356,38 @@ mod tests {
             }
         }
         assert!(buffer.view().slice(3..26).is_err());
+    }
+
+    #[test]
+    fn the_first_difference_is_found() {
+        let (first, second) = (scattered(), crate::testing::scattered(&[0; 25], 4));
+        let bytes: Vec<u8> = (1..=25).collect();
+        for buffer in [&first, &second] {
+            buffer.view().copy_from(0, &bytes);
+        }
+        assert_eq!(first.view().difference_from(second.view()), None);
+        for at in 0..25 {
+            second.view().copy_from(at, &[0]);
+            assert_eq!(first.view().difference_from(second.view()), Some(at));
+            assert_eq!(second.view().difference(0, &bytes), Some(at));
+            assert_eq!(second.view().difference(at, &bytes[at..]), Some(0));
+            assert_eq!(second.view().difference(at + 1, &bytes[at + 1..]), None);
+            second.view().copy_from(at, &bytes[at..=at]);
+        }
+        let shorter = first.view().slice(0..7).unwrap();
+        assert_eq!(shorter.difference_from(second.view()), None);
+        assert_eq!(second.view().difference_from(shorter), None);
+    }
+
+    #[test]
+    fn differences_of_long_buffers() {
+        let len = 3 * COMPARED_AT_ONCE + 100;
+        let buffer = crate::testing::buffer(len);
+        for at in [0, COMPARED_AT_ONCE - 1, COMPARED_AT_ONCE, len - 1] {
+            let other = crate::testing::buffer(len);
+            other.view().copy_from(at, &[1]);
+            assert_eq!(buffer.view().difference_from(other.view()), Some(at));
+        }
     }
 
     #[test]

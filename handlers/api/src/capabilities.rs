@@ -28,6 +28,18 @@ pub struct Unmap {
     pub reads_zeroes: bool,
 }
 
+/// Which writes are done as a whole or not at all, whoever reads meanwhile and whenever the power
+/// fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtomicWrites {
+    /// The longest one in bytes; a multiple of the block size.
+    pub max_len: u32,
+    /// What their offsets are multiples of, in bytes; a power of two.
+    pub alignment: u32,
+    /// What their lengths are multiples of, in bytes; a power of two.
+    pub granularity: u32,
+}
+
 /// What one open image does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -51,6 +63,12 @@ pub struct Capabilities {
     /// [`write_zeroes`](crate::Backstore::write_zeroes) is implemented; otherwise the runner writes
     /// buffers of zeroes.
     pub write_zeroes: bool,
+    /// The longest [`compare_and_write`](crate::Backstore::compare_and_write) in bytes; 0 if it is
+    /// not implemented. The runner then reads, compares and writes, which is atomic among the
+    /// requests of this LUN, but not towards others who have the same storage open.
+    pub compare_and_write: u32,
+    /// Which writes are atomic, if any are.
+    pub atomic_writes: Option<AtomicWrites>,
     /// Who has to see the bytes.
     pub data_access: DataAccess,
 }
@@ -69,6 +87,8 @@ impl Capabilities {
             fua: Fua::Emulate,
             unmap: None,
             write_zeroes: false,
+            compare_and_write: 0,
+            atomic_writes: None,
             data_access: DataAccess::Bytes,
         }
     }

@@ -61,10 +61,10 @@ mod io;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use backstore::{Backstore, Extent, WriteFlags, ZeroFlags};
+pub use backstore::{Backstore, BlockStatus, Comparison, Extent, WriteFlags, ZeroFlags};
 pub use blocking::{Blocking, BlockingBackstore};
 pub use buffer::{Buffer, Memory, OutOfBounds, OwnedBuffer, Segment};
-pub use capabilities::{Capabilities, DataAccess, Fua, Unmap};
+pub use capabilities::{AtomicWrites, Capabilities, DataAccess, Fua, Unmap};
 pub use config::{Config, ConfigError};
 pub use error::{Error, ErrorKind, Result};
 pub use handler::{Handler, OpenRequest};

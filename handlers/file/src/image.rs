@@ -3,14 +3,15 @@
 use std::cell::Cell;
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use tcmu_handler::{
-    Backstore, Buffer, Capabilities, DataAccess, Error, ErrorKind, Extent, File, Fua, Io, Result,
-    Unmap, WriteFlags, ZeroFlags,
+    Backstore, BlockStatus, Buffer, Capabilities, DataAccess, Error, ErrorKind, Extent, File, Fua,
+    Io, Result, Unmap, WriteFlags, ZeroFlags,
 };
 
 use crate::geometry::{Geometry, device_size};
@@ -55,6 +56,8 @@ impl FileImage {
                     reads_zeroes: true,
                 }),
             write_zeroes: writable && (kind == Kind::Device || geometry.punch.is_some()),
+            compare_and_write: 0,
+            atomic_writes: None,
             data_access: DataAccess::FdToFd,
         };
         Self {
@@ -181,6 +184,27 @@ impl Backstore for FileImage {
         }
     }
 
+    async fn block_status(&self, io: &Io, extent: Extent) -> Result<BlockStatus> {
+        if self.kind == Kind::Device {
+            // The kernel does not ask disks what they have unmapped.
+            return Ok(mapped(extent));
+        }
+        let file = Arc::clone(&self.file);
+        io.blocking(move || holes(&file, extent))
+            .await
+            .and_then(|status| status)
+            .map_err(|error| self.failed("finding holes in", extent, error, ErrorKind::Read))
+    }
+
+    async fn prefetch(&self, io: &Io, extent: Extent) -> Result<()> {
+        let file = Arc::clone(&self.file);
+        let len = NonZeroU64::new(extent.len);
+        io.blocking(move || rustix::fs::fadvise(&file, extent.offset, len, Advice::WillNeed))
+            .await
+            .and_then(|advised| advised.map_err(io::Error::from))
+            .map_err(|error| self.failed("reading ahead", extent, error, ErrorKind::Read))
+    }
+
     async fn resize(&self, io: &Io, size: u64) -> Result<()> {
         let mut capabilities = self.capabilities.get();
         let file = Arc::clone(&self.file);
@@ -229,6 +253,41 @@ fn resized(file: &File, kind: Kind, at_least: Option<u64>) -> io::Result<u64> {
         Some(at_least) if size < at_least => file.set_len(at_least).map(|()| at_least),
         _ => Ok(size),
     }
+}
+
+fn mapped(extent: Extent) -> BlockStatus {
+    BlockStatus {
+        len: extent.len,
+        mapped: true,
+    }
+}
+
+/// How the first bytes of `extent` are kept. The position of the file descriptor, which this moves,
+/// means nothing to anybody.
+fn holes(file: &File, extent: Extent) -> io::Result<BlockStatus> {
+    let seek = |to| match rustix::fs::seek(file, to) {
+        Ok(found) => Ok(Some(found.clamp(extent.offset, extent.end()))),
+        // There is nothing more up to the end of the file.
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let data = match seek(SeekFrom::Data(extent.offset)) {
+        // A file system without this question.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(mapped(extent)),
+        data => data?.unwrap_or(extent.end()),
+    };
+    if data > extent.offset {
+        return Ok(BlockStatus {
+            len: data - extent.offset,
+            mapped: false,
+        });
+    }
+    let hole = seek(SeekFrom::Hole(extent.offset))?.unwrap_or(extent.end());
+    Ok(BlockStatus {
+        // A hole that was punched since would leave nothing.
+        len: (hole - extent.offset).max(1),
+        mapped: true,
+    })
 }
 
 /// Keeps those kinds of errors that mean the same at every request; everything else is a failure to

@@ -48,6 +48,39 @@ impl Chunks {
         Ok(())
     }
 
+    /// Where the bytes from `offset` on first differ from those of `buffer`.
+    pub(crate) fn difference(&self, buffer: Buffer<'_>, offset: u64) -> Option<usize> {
+        static HOLE: [u8; CHUNK as usize] = [0; CHUNK as usize];
+        parts(extent_of(buffer, offset)).find_map(|part| {
+            let bytes = self.0.get(&part.chunk).map_or(&HOLE[..], Vec::as_slice);
+            let differs = buffer.difference(part.done, &bytes[part.start..part.end]);
+            differs.map(|at| part.done + at)
+        })
+    }
+
+    /// How many of the first bytes of `extent`, which is not empty, are all in chunks that take
+    /// memory, or all in chunks that do not, and which of both.
+    pub(crate) fn status(&self, extent: Extent) -> (u64, bool) {
+        let (first, last) = (extent.offset / CHUNK, (extent.end() - 1) / CHUNK);
+        let mapped = self.0.contains_key(&first);
+        let mut next = first;
+        for (&chunk, _) in self.0.range(first..=last) {
+            match (mapped, chunk == next) {
+                (true, true) => next += 1,
+                (true, false) => break,
+                (false, _) => {
+                    next = chunk;
+                    break;
+                }
+            }
+        }
+        if !mapped && next == first {
+            next = last + 1;
+        }
+        let end = next.saturating_mul(CHUNK).min(extent.end());
+        (end - extent.offset, mapped)
+    }
+
     /// Makes a range zero and gives the memory of the chunks within it back.
     pub(crate) fn clear(&mut self, extent: Extent) {
         let Extent { offset, .. } = extent;

@@ -3,11 +3,18 @@
 use std::cell::{Cell, RefCell};
 
 use tcmu_handler::{
-    Backstore, Buffer, Capabilities, Error, ErrorKind, Extent, Io, Result, Unmap, WriteFlags,
-    ZeroFlags,
+    AtomicWrites, Backstore, BlockStatus, Buffer, Capabilities, Comparison, Error, ErrorKind,
+    Extent, Io, Result, Unmap, WriteFlags, ZeroFlags,
 };
 
 use crate::chunks::{CHUNK, Chunks};
+
+/// The longest write in bytes that is claimed to be atomic, which all are, and the longest
+/// compare-and-write: no command keeps the reactor from other LUNs for longer.
+const LONGEST_ATOMIC: u32 = 1 << 20;
+
+/// The smallest block that there is.
+const SECTOR: u32 = 512;
 
 /// A sparse disk in memory. Each request is done as a whole before the next begins.
 #[derive(Debug)]
@@ -62,6 +69,12 @@ impl Backstore for Ram {
                 reads_zeroes: true,
             }),
             write_zeroes: writable,
+            compare_and_write: if writable { LONGEST_ATOMIC } else { 0 },
+            atomic_writes: writable.then_some(AtomicWrites {
+                max_len: LONGEST_ATOMIC,
+                alignment: SECTOR,
+                granularity: SECTOR,
+            }),
             ..Capabilities::new(self.size.get())
         }
     }
@@ -98,6 +111,31 @@ impl Backstore for Ram {
 
     async fn write_zeroes(&self, io: &Io, extent: Extent, _flags: ZeroFlags) -> Result<()> {
         self.unmap(io, extent).await
+    }
+
+    async fn compare_and_write(
+        &self,
+        io: &Io,
+        expected: Buffer<'_>,
+        new: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<Comparison> {
+        let len = expected.len() as u64;
+        self.changing(Extent { offset, len })?;
+        let difference = self.chunks.borrow().difference(expected, offset);
+        if let Some(at) = difference {
+            return Ok(Comparison::DiffersAt(at));
+        }
+        // A write does not wait for anything: nothing comes in between.
+        self.write(io, new, offset, flags).await?;
+        Ok(Comparison::Equal)
+    }
+
+    async fn block_status(&self, _io: &Io, extent: Extent) -> Result<BlockStatus> {
+        self.within(extent)?;
+        let (len, mapped) = self.chunks.borrow().status(extent);
+        Ok(BlockStatus { len, mapped })
     }
 
     async fn resize(&self, _io: &Io, size: u64) -> Result<()> {
@@ -180,6 +218,49 @@ mod tests {
         block_on(ram.unmap(&io(), extent)).unwrap();
         assert_eq!(ram.chunks.borrow().count(), 1);
         assert_eq!(read(&ram, 4096, 1 << 60).unwrap(), [1; 4096]);
+    }
+
+    fn status(ram: &Ram, offset: u64, len: u64) -> (u64, bool) {
+        let BlockStatus { len, mapped } =
+            block_on(ram.block_status(&io(), Extent { offset, len })).unwrap();
+        (len, mapped)
+    }
+
+    #[test]
+    fn knows_what_takes_memory() {
+        let ram = open("", 10 * CHUNK).unwrap();
+        assert_eq!(status(&ram, 512, 9 * CHUNK), (9 * CHUNK, false));
+        write(&ram, 1, 2 * CHUNK, 2 * CHUNK + 512).unwrap();
+        write(&ram, 1, 512, 6 * CHUNK).unwrap();
+        assert_eq!(status(&ram, 0, 10 * CHUNK), (2 * CHUNK, false));
+        assert_eq!(status(&ram, 512, CHUNK), (CHUNK, false));
+        assert_eq!(status(&ram, 2 * CHUNK, 8 * CHUNK), (3 * CHUNK, true));
+        assert_eq!(status(&ram, 3 * CHUNK + 512, 1024), (1024, true));
+        assert_eq!(status(&ram, 5 * CHUNK, 5 * CHUNK), (CHUNK, false));
+        assert_eq!(status(&ram, 6 * CHUNK, 4 * CHUNK), (CHUNK, true));
+        assert_eq!(status(&ram, 7 * CHUNK, 3 * CHUNK), (3 * CHUNK, false));
+    }
+
+    #[test]
+    fn compares_and_writes() {
+        let ram = open("", 4 * CHUNK).unwrap();
+        let offset = CHUNK - 1024;
+        write(&ram, 7, 1024, offset).unwrap();
+        let swap = |expected: &[u8], new: u8| {
+            let (expected, new) = (scattered(expected, 300), scattered(&[new; 2048], 700));
+            let flags = WriteFlags::default();
+            block_on(ram.compare_and_write(&io(), expected.view(), new.view(), offset, flags))
+        };
+        let mut expected = [vec![7; 1024], vec![0; 1024]].concat();
+        for at in [0, 1023, 1024, 2047] {
+            expected[at] ^= 1;
+            assert_eq!(swap(&expected, 9).unwrap(), Comparison::DiffersAt(at));
+            expected[at] ^= 1;
+        }
+        assert_eq!(ram.chunks.borrow().count(), 1);
+        assert_eq!(swap(&expected, 9).unwrap(), Comparison::Equal);
+        assert_eq!(read(&ram, 2048, offset).unwrap(), [9; 2048]);
+        assert_eq!(swap(&expected, 9).unwrap(), Comparison::DiffersAt(0));
     }
 
     #[test]

@@ -321,7 +321,9 @@ mod tests {
             .with_progress(0x1234);
         assert_eq!(
             bytes(sense, false),
-            [0x70, 0, 2, 0, 0, 0, 0, 10, 0, 0, 0, 0, 4, 4, 0, 0x80, 0x12, 0x34]
+            [
+                0x70, 0, 2, 0, 0, 0, 0, 10, 0, 0, 0, 0, 4, 4, 0, 0x80, 0x12, 0x34
+            ]
         );
         assert_eq!(
             bytes(sense, true),

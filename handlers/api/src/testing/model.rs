@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{block_on, buffer, contents, io, scattered};
-use crate::{Backstore, Extent, Fua, Io, WriteFlags, ZeroFlags};
+use crate::{Backstore, Comparison, Extent, Fua, Io, WriteFlags, ZeroFlags};
 
 /// One request, its place and length in logical blocks.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,15 @@ pub enum Step {
         may_unmap: bool,
         fua: bool,
     },
+    /// See [`Backstore::compare_and_write`]; with `wrong`, the byte there is not as expected.
+    CompareAndWrite {
+        block: u64,
+        blocks: u64,
+        seed: u8,
+        wrong: Option<usize>,
+    },
+    /// See [`Backstore::block_status`].
+    BlockStatus { block: u64, blocks: u64 },
 }
 
 /// Random requests to a disk of `blocks` blocks, each at most `longest` blocks long.
@@ -45,9 +54,13 @@ pub fn steps(blocks: u64, longest: u64) -> impl Strategy<Value = Vec<Step>> {
         ),
         1 => Just(Step::Flush),
         2 => range.clone().prop_map(|(block, blocks)| Step::Unmap { block, blocks }),
-        2 => (range, any::<bool>(), any::<bool>()).prop_map(
+        2 => (range.clone(), any::<bool>(), any::<bool>()).prop_map(
             |((block, blocks), may_unmap, fua)| Step::WriteZeroes { block, blocks, may_unmap, fua }
         ),
+        1 => (range.clone(), any::<u8>(), any::<Option<usize>>()).prop_map(
+            |((block, blocks), seed, wrong)| Step::CompareAndWrite { block, blocks, seed, wrong }
+        ),
+        1 => range.prop_map(|(block, blocks)| Step::BlockStatus { block, blocks }),
     ];
     vec(step, 1..64)
 }
@@ -141,9 +154,75 @@ impl Disk {
                 block_on(backstore.write_zeroes(&io, extent, flags))
             }
             Step::WriteZeroes { .. } => Ok(()),
+            Step::CompareAndWrite {
+                block,
+                blocks,
+                seed,
+                wrong,
+            } => {
+                let extent = self.extent(block, blocks);
+                if extent.len <= capabilities.compare_and_write.into() {
+                    self.compare_and_write(backstore, extent, seed, wrong, what);
+                }
+                Ok(())
+            }
+            Step::BlockStatus { block, blocks } => {
+                if let Some(unmap) = capabilities.unmap {
+                    let extent = self.extent(block, blocks);
+                    self.check_status(backstore, extent, unmap.reads_zeroes, what);
+                }
+                Ok(())
+            }
         };
         if let Err(error) = result {
             panic!("{what}: {error}");
+        }
+    }
+
+    fn compare_and_write(
+        &mut self,
+        backstore: &impl Backstore,
+        extent: Extent,
+        seed: u8,
+        wrong: Option<usize>,
+        what: &str,
+    ) {
+        let mut expected = self.at(extent).to_vec();
+        let wrong = wrong.map(|at| at % expected.len());
+        if let Some(at) = wrong {
+            expected[at] ^= 0x80;
+        }
+        let new = pattern(seed, expected.len());
+        let (expected, source) = (scattered(&expected, piece(seed)), scattered(&new, 512));
+        let flags = WriteFlags::default();
+        let (io, offset) = (self.io.clone(), extent.offset);
+        let swap = backstore.compare_and_write(&io, expected.view(), source.view(), offset, flags);
+        match (block_on(swap), wrong) {
+            (Ok(Comparison::Equal), None) => self.at(extent).copy_from_slice(&new),
+            (Ok(Comparison::DiffersAt(at)), Some(wrong)) if at == wrong => {}
+            (result, _) => panic!("{what}: {result:?}"),
+        }
+    }
+
+    /// What has no storage reads as zeroes where that is claimed, and the answer makes sense.
+    fn check_status(
+        &mut self,
+        backstore: &impl Backstore,
+        extent: Extent,
+        reads_zeroes: bool,
+        what: &str,
+    ) {
+        match block_on(backstore.block_status(&self.io, extent)) {
+            Ok(status) if (1..=extent.len).contains(&status.len) => {
+                let Extent { offset, .. } = extent;
+                let len = status.len;
+                let bytes = self.at(Extent { offset, len });
+                assert!(
+                    status.mapped || !reads_zeroes || bytes.iter().all(|&byte| byte == 0),
+                    "{what}: bytes without storage are not zero"
+                );
+            }
+            status => panic!("{what}: {status:?}"),
         }
     }
 

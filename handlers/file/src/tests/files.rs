@@ -79,6 +79,56 @@ proptest! {
     }
 }
 
+fn status(image: &FileImage, block: u64, blocks: u64) -> (u64, bool) {
+    let unit = u64::from(BLOCK);
+    let extent = Extent {
+        offset: block * unit,
+        len: blocks * unit,
+    };
+    let status = block_on(image.block_status(&io(), extent)).unwrap();
+    assert_eq!(status.len % unit, 0);
+    (status.len / unit, status.mapped)
+}
+
+#[test]
+fn holes_are_known() {
+    let dir = tempdir().unwrap();
+    let image = image(&dir, "");
+    if status(&image, 0, BLOCKS) == (BLOCKS, true) {
+        return skip("holes_are_known", "the file system does not tell");
+    }
+    assert_eq!(status(&image, 0, BLOCKS), (BLOCKS, false));
+    // Far enough apart for any file system's blocks.
+    write(&image, 1, BLOCK as usize * 16, 16 * u64::from(BLOCK), false).unwrap();
+    assert_eq!(status(&image, 0, BLOCKS), (16, false));
+    assert_eq!(status(&image, 3, 5), (5, false));
+    assert_eq!(status(&image, 16, BLOCKS - 16), (16, true));
+    assert_eq!(status(&image, 20, 4), (4, true));
+    assert_eq!(status(&image, 32, 32), (32, false));
+    // The image has shrunk.
+    let file = OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("image"));
+    file.unwrap().set_len(u64::from(BLOCK)).unwrap();
+    assert_eq!(status(&image, 20, 4), (4, false));
+}
+
+#[test]
+fn reading_ahead_changes_nothing() {
+    let dir = tempdir().unwrap();
+    let image = image(&dir, "");
+    write(&image, 1, BLOCK as usize, 0, false).unwrap();
+    let extent = Extent {
+        offset: 0,
+        len: SIZE,
+    };
+    block_on(image.prefetch(&io(), extent)).unwrap();
+    assert_eq!(
+        read(&image, BLOCK as usize, 0).unwrap(),
+        [1; BLOCK as usize]
+    );
+}
+
 #[test]
 fn direct_io_goes_around_the_page_cache() {
     let dir = tempdir().unwrap();
