@@ -14,6 +14,11 @@ use crate::device_server::{Geometry, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
 use crate::reactor::{self, MakeLun};
 
+/// The longest transfer in bytes that every LUN takes. LIO's `hw_max_sectors` of a user backstore is
+/// 64 KiB unless somebody sets it, nothing depends on it, and some initiators do not ask before they
+/// send more.
+const LEAST_MAX_TRANSFER: u32 = 4 << 20;
+
 /// The handlers of a runner.
 #[derive(Default)]
 pub struct Registry {
@@ -123,7 +128,7 @@ impl<H: Handler> AnyHandler for H {
         let geometry = Geometry {
             size,
             block_size,
-            max_transfer_blocks: max_sectors,
+            max_transfer_blocks: max_sectors.max(LEAST_MAX_TRANSFER / block_size),
         };
         Ok(Box::new(move |context| {
             let ring = Ring::new(mapping).map_err(|error| {

@@ -8,6 +8,9 @@ use tcmu_handler::{Buffer, Extent};
 /// The size in bytes of the pieces in which memory is taken and given back.
 pub(crate) const CHUNK: u64 = 64 << 10;
 
+/// How many chunks are looked at to answer how many there are in a row.
+const COUNTED: usize = 1024;
+
 /// Bytes at 64-bit offsets, zero where nothing was stored. A chunk is found by its number.
 #[derive(Debug, Default)]
 pub(crate) struct Chunks(BTreeMap<u64, Vec<u8>>);
@@ -62,21 +65,16 @@ impl Chunks {
     /// memory, or all in chunks that do not, and which of both.
     pub(crate) fn status(&self, extent: Extent) -> (u64, bool) {
         let (first, last) = (extent.offset / CHUNK, (extent.end() - 1) / CHUNK);
-        let mapped = self.0.contains_key(&first);
-        let mut next = first;
-        for (&chunk, _) in self.0.range(first..=last) {
-            match (mapped, chunk == next) {
-                (true, true) => next += 1,
-                (true, false) => break,
-                (false, _) => {
-                    next = chunk;
-                    break;
-                }
+        let mut stored = self.0.range(first..=last).map(|(&chunk, _)| chunk);
+        let (mapped, next) = match stored.next() {
+            Some(chunk) if chunk == first => {
+                let after = (first + 1..).zip(stored.take(COUNTED));
+                let more = after.take_while(|(next, chunk)| next == chunk).count();
+                (true, first + 1 + more as u64)
             }
-        }
-        if !mapped && next == first {
-            next = last + 1;
-        }
+            Some(chunk) => (false, chunk),
+            None => (false, last + 1),
+        };
         let end = next.saturating_mul(CHUNK).min(extent.end());
         (end - extent.offset, mapped)
     }

@@ -10,8 +10,6 @@ pub struct Geometry {
     pub size: u64,
     /// The logical block length in bytes; not less than the backstore's.
     pub block_size: NonZeroU32,
-    /// MAXIMUM TRANSFER LENGTH in blocks, LIO's `attrib/hw_max_sectors`; 0: no limit. Longer
-    /// transfers are served all the same, since some initiators do not ask (ESXi before 6.0), and
-    /// the kernel's default is as short as 64 KiB.
+    /// MAXIMUM TRANSFER LENGTH in blocks; 0: no limit. Commands that transfer more are refused.
     pub max_transfer_blocks: u32,
 }

@@ -5,9 +5,11 @@ use tcmu::scsi::{AdditionalSense, Sense};
 use tcmu_handler::{Backstore, Buffer, Error, Io};
 use zerocopy::FromBytes;
 
+use super::defects::{read_defect_data_10, read_defect_data_12};
 use super::mode_pages::ModeValues;
 use super::opcode::Command;
 use super::reply::{Answer, Failure, Response};
+use super::scratch::Scratch;
 use super::sense_of_error;
 use super::unit::Unit;
 use super::unit_attention::Condition;
@@ -31,6 +33,7 @@ pub struct Request<'a> {
 pub struct LogicalUnit<B> {
     pub(super) backstore: B,
     pub(super) unit: Unit,
+    pub(super) scratch: Scratch,
 }
 
 impl<B: Backstore> LogicalUnit<B> {
@@ -38,7 +41,11 @@ impl<B: Backstore> LogicalUnit<B> {
     /// `attrib/emulate_write_cache`; it counts only where the backstore has a volatile cache.
     pub fn new(backstore: B, identity: Identity, geometry: Geometry, write_cache: bool) -> Self {
         let unit = Unit::new(identity, geometry, backstore.capabilities(), write_cache);
-        Self { backstore, unit }
+        Self {
+            backstore,
+            unit,
+            scratch: Scratch::default(),
+        }
     }
 
     /// The backstore.
@@ -61,9 +68,34 @@ impl<B: Backstore> LogicalUnit<B> {
 
     async fn run(&self, io: &Io, Request { cdb, data }: Request<'_>) -> Answer {
         let (opcode, cdb) = self.unit.admit(cdb)?;
-        let answer = match opcode.command {
+        let command = opcode.command;
+        let answer = match command {
             Command::Read => return self.read(io, cdb, data).await,
             Command::Write => return self.write(io, cdb, data).await,
+            // Their futures are large and their commands rare: they take their memory when they come.
+            _ => Box::pin(self.run_other(io, command, cdb, data)).await,
+        };
+        if command.returns_nothing() {
+            // An initiator may have asked for data all the same: the kernel then hands it the
+            // buffer as it is, with what earlier commands left there. A write's buffer is not worth
+            // the time: what is in it is on the medium now.
+            data.fill(0);
+        }
+        answer
+    }
+
+    /// Executes a command that is neither a read nor a write.
+    async fn run_other(&self, io: &Io, command: Command, cdb: &[u8], data: Buffer<'_>) -> Answer {
+        match command {
+            Command::WriteAndVerify => self.write_and_verify(io, cdb, data).await,
+            Command::WriteAtomic => self.write_atomic(io, cdb, data).await,
+            Command::Verify => self.verify(io, cdb, data).await,
+            Command::CompareAndWrite => self.compare_and_write(io, cdb, data).await,
+            Command::OrWrite => self.or_write(io, cdb, data).await,
+            Command::PreFetch => self.prefetch(io, cdb).await,
+            Command::GetLbaStatus => self.get_lba_status(io, cdb, data).await,
+            Command::ReadDefectData10 => read_defect_data_10(cdb, data),
+            Command::ReadDefectData12 => read_defect_data_12(cdb, data),
             Command::SynchronizeCache => self.synchronize_cache(io, cdb).await,
             Command::WriteSame => self.write_same(io, cdb, data).await,
             Command::Unmap => self.unmap(io, cdb, data).await,
@@ -76,18 +108,12 @@ impl<B: Backstore> LogicalUnit<B> {
             Command::ReadCapacity10 => self.unit.read_capacity_10(cdb, data),
             Command::ReadCapacity16 => self.unit.read_capacity_16(cdb, data),
             Command::ReportSupportedOpcodes => self.unit.report_supported_opcodes(cdb, data),
-            Command::Kernel => {
+            // The first two do not come here, and the target core answers the others.
+            Command::Read | Command::Write | Command::Kernel => {
                 let code = AdditionalSense::INVALID_COMMAND_OPERATION_CODE;
                 Err(Sense::illegal_request(code).into())
             }
-        };
-        if opcode.command.returns_nothing() {
-            // An initiator may have asked for data all the same: the kernel then hands it the
-            // buffer as it is, with what earlier commands left there. A write's buffer is not worth
-            // the time: what is in it is on the medium now.
-            data.fill(0);
         }
-        answer
     }
 
     /// Whether sense data are to have the descriptor format (D_SENSE in the Control mode page).

@@ -19,25 +19,33 @@
 //! buffer's, so this is done here.
 
 mod block_io;
+mod compare_and_write;
+mod defects;
 mod error_log;
 mod geometry;
 mod identity;
 mod inquiry;
+mod lba_status;
 mod logical_unit;
 mod mode_pages;
 mod mode_select;
 mod mode_sense;
 mod opcode;
 mod opcode_table;
+mod or_write;
+mod prefetch;
 mod range_lock;
 mod read_capacity;
 mod reply;
 mod report_opcodes;
+mod scratch;
 mod sense_of_error;
 mod unit;
 mod unit_attention;
 mod unmap;
+mod verify;
 mod vpd;
+mod write_atomic;
 mod write_same;
 
 pub use geometry::Geometry;

@@ -16,9 +16,18 @@ pub(super) enum Command {
     ReadCapacity16,
     Read,
     Write,
+    WriteAndVerify,
+    WriteAtomic,
+    Verify,
+    CompareAndWrite,
+    OrWrite,
     SynchronizeCache,
     WriteSame,
     Unmap,
+    PreFetch,
+    GetLbaStatus,
+    ReadDefectData10,
+    ReadDefectData12,
     ReportSupportedOpcodes,
     /// The target core answers the command before it gets here. It is in the table because an
     /// initiator that asks what the logical unit supports does not care who answers.
@@ -35,6 +44,41 @@ impl Command {
         )
     }
 
+    /// It changes the medium.
+    pub(super) const fn writes(self) -> bool {
+        matches!(
+            self,
+            Self::Write
+                | Self::WriteAndVerify
+                | Self::WriteAtomic
+                | Self::CompareAndWrite
+                | Self::OrWrite
+                | Self::WriteSame
+                | Self::Unmap
+        )
+    }
+
+    /// RECOMMENDED COMMAND TIMEOUT in seconds.
+    const fn timeout(self) -> u8 {
+        match self {
+            Self::Read
+            | Self::Write
+            | Self::WriteAndVerify
+            | Self::WriteAtomic
+            | Self::CompareAndWrite
+            | Self::OrWrite
+            | Self::PreFetch
+            | Self::GetLbaStatus => TRANSFER,
+            Self::SynchronizeCache
+            | Self::Verify
+            | Self::WriteSame
+            | Self::Unmap
+            | Self::StartStopUnit
+            | Self::ModeSelect => LONG,
+            _ => QUICK,
+        }
+    }
+
     /// There is no data for the initiator.
     pub(super) const fn returns_nothing(self) -> bool {
         matches!(
@@ -43,10 +87,9 @@ impl Command {
                 | Self::ModeSelect
                 | Self::StartStopUnit
                 | Self::SynchronizeCache
-                | Self::Write
-                | Self::WriteSame
-                | Self::Unmap
-        )
+                | Self::PreFetch
+                | Self::Verify
+        ) || self.writes()
     }
 }
 
@@ -60,6 +103,8 @@ pub(super) enum Needs {
     UnmapByWriteSame,
     /// Not [`Features::unmap_by_write_same`].
     NoUnmapByWriteSame,
+    /// [`Features::atomic_writes`].
+    AtomicWrites,
     /// [`Features::reservations`].
     Reservations,
 }
@@ -71,6 +116,8 @@ pub(super) struct Features {
     pub(super) unmap: bool,
     /// It can also write zeroes and unmap at once.
     pub(super) unmap_by_write_same: bool,
+    /// Some writes are atomic.
+    pub(super) atomic_writes: bool,
     /// The target core serves reservations.
     pub(super) reservations: bool,
 }
@@ -115,19 +162,8 @@ impl Opcode {
             opcode,
             service_action: None,
             cdb_len: usage.len() as u8 + 1,
-            writes: matches!(
-                command,
-                Command::Write | Command::WriteSame | Command::Unmap
-            ),
-            timeout: match command {
-                Command::Read | Command::Write => TRANSFER,
-                Command::SynchronizeCache
-                | Command::WriteSame
-                | Command::Unmap
-                | Command::StartStopUnit
-                | Command::ModeSelect => LONG,
-                _ => QUICK,
-            },
+            writes: command.writes(),
+            timeout: command.timeout(),
             needs: Needs::Nothing,
             usage: bytes,
         }
@@ -157,6 +193,7 @@ impl Opcode {
             Needs::Unmap => features.unmap,
             Needs::UnmapByWriteSame => features.unmap_by_write_same,
             Needs::NoUnmapByWriteSame => !features.unmap_by_write_same,
+            Needs::AtomicWrites => features.atomic_writes,
             Needs::Reservations => features.reservations,
         }
     }

@@ -9,8 +9,20 @@ use tcmu::scsi::{AdditionalSense, Sense};
 
 use super::opcode::{Command, Features, Needs, Opcode};
 
+/// DPO: a hint that is accepted and not used.
+const DPO: u8 = 0x10;
 /// DPO and FUA.
 const DPO_FUA: u8 = 0x18;
+/// BYTCHK.
+const BYTCHK: u8 = 0x06;
+/// BYTCHK of WRITE AND VERIFY: 0, or 1 to compare bytes.
+const BYTCHK_BYTES: u8 = 0x02;
+/// IMMED.
+const IMMED: u8 = 0x02;
+/// UNMAP.
+const UNMAP: u8 = 0x08;
+/// NDOB.
+const NDOB: u8 = 0x01;
 /// GROUP NUMBER: a hint that is accepted and not used.
 const GROUP: u8 = 0x3f;
 /// CONTROL: no auto contingent allegiance, no linked commands, nothing of a vendor's.
@@ -48,33 +60,19 @@ static OPCODES: &[Opcode] = {
             op::READ_CAPACITY_10,
             &[0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, CONTROL],
         ),
+        blocks_10(Read, op::READ_10, DPO_FUA),
+        blocks_10(Write, op::WRITE_10, DPO_FUA),
+        blocks_10(WriteAndVerify, op::WRITE_AND_VERIFY_10, DPO | BYTCHK_BYTES),
+        blocks_10(Verify, op::VERIFY_10, DPO | BYTCHK),
+        blocks_10(PreFetch, op::PRE_FETCH_10, IMMED),
+        blocks_10(SynchronizeCache, op::SYNCHRONIZE_CACHE_10, IMMED),
         Opcode::new(
-            Read,
-            op::READ_10,
-            &[DPO_FUA, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
+            ReadDefectData10,
+            op::READ_DEFECT_DATA_10,
+            &[0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, CONTROL],
         ),
-        Opcode::new(
-            Write,
-            op::WRITE_10,
-            &[DPO_FUA, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
-        ),
-        Opcode::new(
-            SynchronizeCache,
-            op::SYNCHRONIZE_CACHE_10,
-            &[0x02, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
-        ),
-        Opcode::new(
-            WriteSame,
-            op::WRITE_SAME_10,
-            &[0x08, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
-        )
-        .needs(UnmapByWriteSame),
-        Opcode::new(
-            WriteSame,
-            op::WRITE_SAME_10,
-            &[0, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL],
-        )
-        .needs(NoUnmapByWriteSame),
+        blocks_10(WriteSame, op::WRITE_SAME_10, UNMAP).needs(UnmapByWriteSame),
+        blocks_10(WriteSame, op::WRITE_SAME_10, 0).needs(NoUnmapByWriteSame),
         Opcode::new(
             Command::Unmap,
             op::UNMAP,
@@ -115,50 +113,52 @@ static OPCODES: &[Opcode] = {
         reserve_out(persistent_reserve_out::PREEMPT_AND_ABORT),
         reserve_out(persistent_reserve_out::REGISTER_AND_IGNORE_EXISTING_KEY),
         reserve_out(persistent_reserve_out::REGISTER_AND_MOVE),
-        read_write_32(Read, variable_length::READ_32),
-        read_write_32(Write, variable_length::WRITE_32),
-        Opcode::new(
-            Read,
-            op::READ_16,
-            &[
-                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-                GROUP, CONTROL,
-            ],
+        blocks_32(Read, variable_length::READ_32, DPO_FUA),
+        blocks_32(Verify, variable_length::VERIFY_32, DPO | BYTCHK),
+        blocks_32(Write, variable_length::WRITE_32, DPO_FUA),
+        blocks_32(
+            WriteAndVerify,
+            variable_length::WRITE_AND_VERIFY_32,
+            DPO | BYTCHK_BYTES,
         ),
+        blocks_32(WriteSame, variable_length::WRITE_SAME_32, UNMAP | NDOB).needs(UnmapByWriteSame),
+        blocks_32(WriteSame, variable_length::WRITE_SAME_32, NDOB).needs(NoUnmapByWriteSame),
         Opcode::new(
-            Write,
-            op::WRITE_16,
+            GetLbaStatus,
+            op::VARIABLE_LENGTH,
             &[
-                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-                GROUP, CONTROL,
-            ],
-        ),
-        Opcode::new(
-            SynchronizeCache,
-            op::SYNCHRONIZE_CACHE_16,
-            &[
-                0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-                GROUP, CONTROL,
-            ],
-        ),
-        Opcode::new(
-            WriteSame,
-            op::WRITE_SAME_16,
-            &[
-                0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-                GROUP, CONTROL,
+                CONTROL, 0, 0, 0, 0, 0, 0x18, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
             ],
         )
-        .needs(UnmapByWriteSame),
+        .action(variable_length::GET_LBA_STATUS_32),
+        blocks_16(Read, op::READ_16, DPO_FUA),
         Opcode::new(
-            WriteSame,
-            op::WRITE_SAME_16,
+            CompareAndWrite,
+            op::COMPARE_AND_WRITE,
             &[
-                0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-                GROUP, CONTROL,
+                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, GROUP,
+                CONTROL,
+            ],
+        ),
+        blocks_16(Write, op::WRITE_16, DPO_FUA),
+        blocks_16(OrWrite, op::ORWRITE_16, DPO_FUA),
+        blocks_16(WriteAndVerify, op::WRITE_AND_VERIFY_16, DPO | BYTCHK_BYTES),
+        blocks_16(Verify, op::VERIFY_16, DPO | BYTCHK),
+        blocks_16(PreFetch, op::PRE_FETCH_16, IMMED),
+        blocks_16(SynchronizeCache, op::SYNCHRONIZE_CACHE_16, IMMED),
+        blocks_16(WriteSame, op::WRITE_SAME_16, UNMAP | NDOB).needs(UnmapByWriteSame),
+        blocks_16(WriteSame, op::WRITE_SAME_16, NDOB).needs(NoUnmapByWriteSame),
+        // Without ATOMIC BOUNDARY.
+        Opcode::new(
+            WriteAtomic,
+            op::WRITE_ATOMIC_16,
+            &[
+                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0xff, 0xff, GROUP,
+                CONTROL,
             ],
         )
-        .needs(NoUnmapByWriteSame),
+        .needs(AtomicWrites),
         Opcode::new(
             ReadCapacity16,
             op::SERVICE_ACTION_IN_16,
@@ -168,6 +168,16 @@ static OPCODES: &[Opcode] = {
             ],
         )
         .action(service_action_in_16::READ_CAPACITY_16),
+        // REPORT TYPE 0 only: all blocks.
+        Opcode::new(
+            GetLbaStatus,
+            op::SERVICE_ACTION_IN_16,
+            &[
+                0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0,
+                CONTROL,
+            ],
+        )
+        .action(service_action_in_16::GET_LBA_STATUS_16),
         Opcode::new(
             Kernel,
             op::REPORT_LUNS,
@@ -181,22 +191,53 @@ static OPCODES: &[Opcode] = {
             ],
         )
         .action(maintenance_in::REPORT_SUPPORTED_OPERATION_CODES),
+        blocks_12(Read, op::READ_12, DPO_FUA),
+        blocks_12(Write, op::WRITE_12, DPO_FUA),
+        blocks_12(WriteAndVerify, op::WRITE_AND_VERIFY_12, DPO | BYTCHK_BYTES),
+        blocks_12(Verify, op::VERIFY_12, DPO | BYTCHK),
         Opcode::new(
-            Read,
-            op::READ_12,
+            ReadDefectData12,
+            op::READ_DEFECT_DATA_12,
             &[
-                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, GROUP, CONTROL,
-            ],
-        ),
-        Opcode::new(
-            Write,
-            op::WRITE_12,
-            &[
-                DPO_FUA, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, GROUP, CONTROL,
+                0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, CONTROL,
             ],
         ),
     ]
 };
+
+/// A command on a range of blocks, with `flags` in byte 1.
+const fn blocks_10(command: Command, opcode: u8, flags: u8) -> Opcode {
+    let usage = &[flags, 0xff, 0xff, 0xff, 0xff, GROUP, 0xff, 0xff, CONTROL];
+    Opcode::new(command, opcode, usage)
+}
+
+/// The same with a longer transfer length.
+const fn blocks_12(command: Command, opcode: u8, flags: u8) -> Opcode {
+    let usage = &[
+        flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, GROUP, CONTROL,
+    ];
+    Opcode::new(command, opcode, usage)
+}
+
+/// The same with a longer address, too.
+const fn blocks_16(command: Command, opcode: u8, flags: u8) -> Opcode {
+    let usage = &[
+        flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, GROUP,
+        CONTROL,
+    ];
+    Opcode::new(command, opcode, usage)
+}
+
+/// The same with `flags` in byte 10, and tags of protection information, which are not looked at
+/// where there is none. (SBC-3 wants these commands only where there is type 2 protection; Linux's
+/// targets take them anyway.)
+const fn blocks_32(command: Command, service_action: u16, flags: u8) -> Opcode {
+    let usage = &[
+        CONTROL, 0, 0, 0, 0, GROUP, 0x18, 0, 0, flags, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    ];
+    Opcode::new(command, op::VARIABLE_LENGTH, usage).action(service_action)
+}
 
 const fn reserve_in(service_action: u16) -> Opcode {
     let usage = &[0, 0, 0, 0, 0, 0, 0xff, 0xff, CONTROL];
@@ -210,15 +251,6 @@ const fn reserve_out(service_action: u16) -> Opcode {
     Opcode::new(Command::Kernel, op::PERSISTENT_RESERVE_OUT, usage)
         .action(service_action)
         .needs(Needs::Reservations)
-}
-
-/// The tags in bytes 20 to 27 are looked at only where there is protection information.
-const fn read_write_32(command: Command, service_action: u16) -> Opcode {
-    let usage = &[
-        CONTROL, 0, 0, 0, 0, GROUP, 0x18, 0, 0, DPO_FUA, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    ];
-    Opcode::new(command, op::VARIABLE_LENGTH, usage).action(service_action)
 }
 
 /// Where the rows of each opcode begin in [`OPCODES`]; its length for opcodes without any.
@@ -286,6 +318,7 @@ mod tests {
     const EVERYTHING: Features = Features {
         unmap: true,
         unmap_by_write_same: true,
+        atomic_writes: true,
         reservations: true,
     };
 
@@ -364,9 +397,9 @@ mod tests {
 
     #[test]
     fn unknown_service_actions_are_pointed_at() {
-        let get_lba_status = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let read_long = [0x9e, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(
-            find(&get_lba_status, EVERYTHING).err(),
+            find(&read_long, EVERYTHING).err(),
             Some(Sense::invalid_cdb_field(1, Some(4)))
         );
         assert_eq!(

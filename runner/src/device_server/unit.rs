@@ -151,12 +151,13 @@ impl Unit {
     /// A backstore is never asked for bytes beyond its own size, whatever the LUN's.
     fn apply(&self, size: u64, capabilities: Capabilities) {
         let unmap = capabilities.unmap.is_some();
+        self.capabilities.set(capabilities);
         self.features.set(Features {
             unmap,
             unmap_by_write_same: unmap && capabilities.write_zeroes,
+            atomic_writes: self.atomic_limits().is_some(),
             ..self.features.get()
         });
-        self.capabilities.set(capabilities);
         self.blocks.set(self.in_blocks(size.min(capabilities.size)));
     }
 

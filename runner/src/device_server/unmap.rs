@@ -11,8 +11,9 @@ use super::logical_unit::parse;
 use super::reply::{Answer, Response};
 use super::unit::Unit;
 
-/// MAXIMUM UNMAP LBA COUNT in bytes.
-const MAX_UNMAP_BYTES: u64 = 1 << 30;
+/// MAXIMUM UNMAP LBA COUNT in bytes: 2^20 of the smallest blocks, more than which looks like a mistake
+/// to some initiators.
+const MAX_UNMAP_BYTES: u64 = 512 << 20;
 
 /// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
 pub(super) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
@@ -23,7 +24,7 @@ const DESCRIPTOR_LEN: usize = size_of::<UnmapDescriptor>();
 impl Unit {
     /// MAXIMUM UNMAP LBA COUNT in blocks.
     pub(super) fn max_unmap_blocks(&self) -> u32 {
-        // A GiB has less than 2^32 blocks of any length.
+        // Half a GiB has less than 2^32 blocks of any length.
         self.in_blocks(MAX_UNMAP_BYTES).max(1) as u32
     }
 

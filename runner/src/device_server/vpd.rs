@@ -110,6 +110,14 @@ impl Unit {
         limits.optimal_granularity = u16::try_from(granularity).unwrap_or(0).into();
         limits.max_transfer = max_transfer.into();
         limits.optimal_transfer = optimal.into();
+        limits.max_compare_and_write = self.max_compare_and_write_blocks();
+        if let Some(atomic) = self.atomic_limits() {
+            // 0 where any will do.
+            let unless_1 = |blocks| if blocks == 1 { 0 } else { blocks };
+            limits.max_atomic = atomic.max_blocks.into();
+            limits.atomic_alignment = unless_1(atomic.alignment).into();
+            limits.atomic_granularity = unless_1(atomic.granularity).into();
+        }
         limits.max_write_same = self.max_write_same_blocks().into();
         if let Some(unmap) = capabilities.unmap {
             let granularity = self.in_blocks(unmap.granularity).max(1);

@@ -1,17 +1,17 @@
-//! WRITE SAME (10) and (16): SBC-3, 5.42 and 5.43.
+//! WRITE SAME (10), (16) and (32): SBC-3, 5.42 to 5.44.
 
 use tcmu::scsi::Sense;
-use tcmu::scsi::opcode::WRITE_SAME_16;
 use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io, WriteFlags, ZeroFlags};
 
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Failure, Response};
+use super::scratch::give_way;
 use super::unit::Unit;
 
 /// UNMAP: the blocks may be unmapped if they then read as the pattern.
 const UNMAP: u8 = 0x08;
-/// NDOB, of WRITE SAME (16): no data-out buffer, the pattern is zeroes.
+/// NDOB, of WRITE SAME (16) and (32): no data-out buffer, the pattern is zeroes.
 const NDOB: u8 = 0x01;
 
 /// MAXIMUM WRITE SAME LENGTH in bytes: what a slow medium writes before initiators and the kernel
@@ -31,13 +31,15 @@ impl Unit {
 impl<B: Backstore> LogicalUnit<B> {
     pub(super) async fn write_same(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
-        let length_field = if cdb[0] == WRITE_SAME_16 { 10 } else { 7 };
         // WSNZ: 0 blocks do not stand for all up to the end, an accident not to be had.
         if command.blocks == 0 || u64::from(command.blocks) > self.unit.max_write_same_blocks() {
-            return Err(Sense::invalid_cdb_field(length_field, None).into());
+            return Err(Sense::invalid_cdb_field(command.length_field, None).into());
         }
         let extent = self.unit.extent(command.lba, command.blocks)?;
-        let pattern = if command.flags & NDOB != 0 {
+        let may_unmap = command.flags & UNMAP != 0;
+        // Some initiators unmap without a block that says what to read then.
+        let no_block = command.flags & NDOB != 0 || (may_unmap && data.is_empty());
+        let pattern = if no_block {
             None
         } else {
             non_zero_block(data, self.unit.block_size() as usize)?
@@ -46,10 +48,7 @@ impl<B: Backstore> LogicalUnit<B> {
         match pattern {
             // With UNMAP as well: unmapped blocks would not read as the pattern.
             Some(pattern) => self.write_pattern(io, &pattern, extent).await?,
-            None => {
-                let may_unmap = command.flags & UNMAP != 0;
-                self.write_zeroes(io, extent, may_unmap).await?;
-            }
+            None => self.write_zeroes(io, extent, may_unmap).await?,
         }
         Ok(Response::GOOD)
     }
@@ -87,6 +86,9 @@ impl<B: Backstore> LogicalUnit<B> {
         let mut offset = extent.offset;
         let mut all_durable = true;
         while offset < extent.end() {
+            if offset != extent.offset {
+                give_way().await;
+            }
             let now = (extent.end() - offset).min(len as u64);
             let part = repeated
                 .slice(0..now as usize)

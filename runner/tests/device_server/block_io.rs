@@ -141,6 +141,31 @@ fn a_shorter_buffer_is_refused() {
 }
 
 #[test]
+fn longer_transfers_than_the_limit_are_refused() {
+    let target = Target::new();
+    let most = 1024;
+    assert_eq!(
+        target.parameters(&[0x12, 1, 0xb0, 0, 64, 0])[8..12],
+        u32::to_be_bytes(most)
+    );
+    for write in [false, true] {
+        for (blocks, good) in [(most, true), (most + 1, false)] {
+            for cdb in cdb::every_layout(write, 0, 0, blocks) {
+                let response = target.run(&cdb, &testing::buffer(blocks as usize * BLOCK));
+                if good {
+                    assert_good(response);
+                    continue;
+                }
+                assert_illegal(response, AdditionalSense::INVALID_FIELD_IN_CDB);
+                let field = usize::from(response.sense.unwrap().field.unwrap().byte);
+                let len = if cdb.len() == 10 { 2 } else { 4 };
+                assert_eq!(cdb[field..field + len], blocks.to_be_bytes()[4 - len..]);
+            }
+        }
+    }
+}
+
+#[test]
 fn protection_information_is_refused() {
     let target = Target::new();
     for protect in 1..8 {

@@ -7,8 +7,8 @@ use std::mem::take;
 use std::task::Poll;
 
 use tcmu_handler::{
-    Backstore, Buffer, Capabilities, Error, ErrorKind, Extent, Fua, Io, Result, Unmap, WriteFlags,
-    ZeroFlags,
+    AtomicWrites, Backstore, BlockStatus, Buffer, Capabilities, Comparison, Error, ErrorKind,
+    Extent, Fua, Io, Result, Unmap, WriteFlags, ZeroFlags,
 };
 
 /// One call of the backstore.
@@ -19,6 +19,9 @@ pub(crate) enum Call {
     Flush,
     Unmap(Extent),
     WriteZeroes(Extent, ZeroFlags),
+    CompareAndWrite(Extent, WriteFlags),
+    BlockStatus(Extent),
+    Prefetch(Extent),
 }
 
 /// The disk.
@@ -26,11 +29,15 @@ pub(crate) struct Disk {
     pub(crate) capabilities: Cell<Capabilities>,
     /// What reads return.
     pub(crate) image: RefCell<Vec<u8>>,
+    /// Which units of [`GRANULARITY`] have storage.
+    mapped: RefCell<Vec<bool>>,
     /// What is left after the power was cut.
     durable: RefCell<Vec<u8>>,
     calls: RefCell<Vec<Call>>,
     /// The next calls of this kind fail.
     failing: Cell<Option<(Kind, ErrorKind)>>,
+    /// Writes change nothing.
+    forgetful: Cell<bool>,
     /// Writes wait, once, before they end.
     slow_writes: Cell<bool>,
 }
@@ -43,6 +50,9 @@ pub(crate) enum Kind {
     Flush,
     Unmap,
     WriteZeroes,
+    CompareAndWrite,
+    BlockStatus,
+    Prefetch,
 }
 
 /// The unit in which the disk unmaps, in bytes.
@@ -60,6 +70,11 @@ pub(crate) fn everything(size: u64) -> Capabilities {
         reads_zeroes: true,
     });
     capabilities.write_zeroes = true;
+    capabilities.atomic_writes = Some(AtomicWrites {
+        max_len: 32 << 10,
+        alignment: 2048,
+        granularity: 1024,
+    });
     capabilities
 }
 
@@ -69,9 +84,11 @@ impl Disk {
         Self {
             capabilities: Cell::new(capabilities),
             image: RefCell::new(vec![0; size]),
+            mapped: RefCell::new(vec![false; size.div_ceil(GRANULARITY as usize)]),
             durable: RefCell::new(vec![0; size]),
             calls: RefCell::default(),
             failing: Cell::new(None),
+            forgetful: Cell::new(false),
             slow_writes: Cell::new(false),
         }
     }
@@ -87,6 +104,10 @@ impl Disk {
 
     pub(crate) fn heal(&self) {
         self.failing.set(None);
+    }
+
+    pub(crate) fn forget_writes(&self) {
+        self.forgetful.set(true);
     }
 
     pub(crate) fn slow_down_writes(&self) {
@@ -120,6 +141,16 @@ impl Disk {
                 assert!(!flags.may_unmap || capabilities.unmap.is_some());
                 (Kind::WriteZeroes, Some(extent))
             }
+            Call::CompareAndWrite(extent, flags) => {
+                assert!(extent.len <= capabilities.compare_and_write.into());
+                assert!(!flags.fua || capabilities.fua == Fua::Native);
+                (Kind::CompareAndWrite, Some(extent))
+            }
+            Call::BlockStatus(extent) => {
+                assert!(capabilities.unmap.is_some());
+                (Kind::BlockStatus, Some(extent))
+            }
+            Call::Prefetch(extent) => (Kind::Prefetch, Some(extent)),
         };
         if let Some(extent) = extent {
             assert_ne!(extent.len, 0);
@@ -130,6 +161,18 @@ impl Disk {
         match self.failing.get() {
             Some((failing, error)) if failing == kind => Err(Error::new(error, "as told")),
             _ => Ok(()),
+        }
+    }
+
+    /// Notes that all units that `extent` touches have storage, or that those within it have none.
+    fn map(&self, extent: Extent, mapped: bool) {
+        let units = if mapped {
+            extent.offset / GRANULARITY..extent.end().div_ceil(GRANULARITY)
+        } else {
+            extent.offset.div_ceil(GRANULARITY)..extent.end() / GRANULARITY
+        };
+        for unit in units {
+            self.mapped.borrow_mut()[unit as usize] = mapped;
         }
     }
 
@@ -171,9 +214,12 @@ impl Backstore for Disk {
             len: buffer.len() as u64,
         };
         self.call(Call::Write(extent, flags))?;
-        self.change(extent, flags.fua, |bytes| {
-            buffer.copy_to(0, bytes);
-        });
+        if !self.forgetful.get() {
+            self.map(extent, true);
+            self.change(extent, flags.fua, |bytes| {
+                buffer.copy_to(0, bytes);
+            });
+        }
         let mut waits = self.slow_writes.get();
         poll_fn(|_| {
             if take(&mut waits) {
@@ -194,6 +240,7 @@ impl Backstore for Disk {
 
     async fn unmap(&self, _io: &Io, extent: Extent) -> Result<()> {
         self.call(Call::Unmap(extent))?;
+        self.map(extent, false);
         let offset = extent.offset.next_multiple_of(GRANULARITY);
         let end = extent.end() / GRANULARITY * GRANULARITY;
         if offset < end {
@@ -205,7 +252,52 @@ impl Backstore for Disk {
 
     async fn write_zeroes(&self, _io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
         self.call(Call::WriteZeroes(extent, flags))?;
+        self.map(extent, !flags.may_unmap);
         self.change(extent, flags.fua, |bytes| bytes.fill(0));
         Ok(())
+    }
+
+    async fn compare_and_write(
+        &self,
+        _io: &Io,
+        expected: Buffer<'_>,
+        new: Buffer<'_>,
+        offset: u64,
+        flags: WriteFlags,
+    ) -> Result<Comparison> {
+        let extent = Extent {
+            offset,
+            len: expected.len() as u64,
+        };
+        self.call(Call::CompareAndWrite(extent, flags))?;
+        assert_eq!(expected.len(), new.len());
+        let range = offset as usize..extent.end() as usize;
+        if let Some(at) = expected.difference(0, &self.image.borrow()[range]) {
+            return Ok(Comparison::DiffersAt(at));
+        }
+        self.map(extent, true);
+        self.change(extent, flags.fua, |bytes| {
+            new.copy_to(0, bytes);
+        });
+        Ok(Comparison::Equal)
+    }
+
+    async fn block_status(&self, _io: &Io, extent: Extent) -> Result<BlockStatus> {
+        self.call(Call::BlockStatus(extent))?;
+        let mapped = self.mapped.borrow();
+        let unit = (extent.offset / GRANULARITY) as usize;
+        let alike = mapped[unit..]
+            .iter()
+            .take_while(|is| **is == mapped[unit])
+            .count();
+        let end = (unit + alike) as u64 * GRANULARITY;
+        Ok(BlockStatus {
+            len: end.min(extent.end()) - extent.offset,
+            mapped: mapped[unit],
+        })
+    }
+
+    async fn prefetch(&self, _io: &Io, extent: Extent) -> Result<()> {
+        self.call(Call::Prefetch(extent))
     }
 }

@@ -128,19 +128,22 @@ fn the_longest_names_fit() {
 #[test]
 fn block_limits_are_those_of_the_backstore() {
     let data = Target::new().parameters(&page(0xb0));
-    assert_eq!(data[4..6], [1, 0]);
+    assert_eq!(data[4..6], [1, 255]);
     assert_eq!(data[6..8], [0, 8]);
     assert_eq!(data[8..12], 1024u32.to_be_bytes());
     assert_eq!(data[12..16], 128u32.to_be_bytes());
-    assert_eq!(data[20..24], (2u32 << 20).to_be_bytes());
+    assert_eq!(data[20..24], (1u32 << 20).to_be_bytes());
     assert_eq!(data[24..28], 256u32.to_be_bytes());
     assert_eq!(data[28..32], 8u32.to_be_bytes());
     assert_eq!(data[32..36], [0x80, 0, 0, 0]);
     assert_eq!(data[36..44], (512u64 << 10).to_be_bytes());
+    let atomic = [64u32, 4, 2, 0, 0].map(u32::to_be_bytes).concat();
+    assert_eq!(data[44..], atomic);
 
     let plain = Target::with(Capabilities::new(1 << 20), false).parameters(&page(0xb0));
     assert_eq!(plain[6..8], [0, 1]);
     assert_eq!(plain[12..36], [0; 24]);
+    assert_eq!(plain[44..], [0; 20]);
 }
 
 #[test]

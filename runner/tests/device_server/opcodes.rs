@@ -75,7 +75,13 @@ fn what_is_reported_is_what_there_is() {
 #[test]
 fn usage_data_are_the_bits_that_are_accepted() {
     let target = Target::new();
-    for (opcode, action, len) in supported(&target) {
+    let commands = supported(&target);
+    let is_command = |opcode, action| {
+        commands
+            .iter()
+            .any(|row| (row.0, row.1) == (opcode, action))
+    };
+    for &(opcode, action, len) in &commands {
         let usage = usage(&target, opcode, action);
         assert_eq!((usage.len(), usage[0]), (len, opcode));
         if is_the_kernels(opcode) {
@@ -98,6 +104,9 @@ fn usage_data_are_the_bits_that_are_accepted() {
                     cdb[1] = usage[1];
                 }
                 cdb[at] |= 1 << bit;
+                if at == 1 && is_command(opcode, Some((cdb[1] & 0x1f).into())) {
+                    continue;
+                }
                 let response = target.run(&cdb, &testing::buffer(512));
                 assert_illegal(response, AdditionalSense::INVALID_FIELD_IN_CDB);
             }
@@ -109,13 +118,13 @@ fn usage_data_are_the_bits_that_are_accepted() {
 fn the_reporting_options() {
     let target = Target::new();
     let support = |option, opcode, action| target.parameters(&report(option, opcode, action))[1];
-    // READ (10) has no service action, READ CAPACITY (16) is one, GET LBA STATUS is not there.
+    // READ (10) has no service action, READ CAPACITY (16) is one, READ LONG (16) is not there.
     assert_eq!(support(1, 0x28, 0), 3);
     assert_eq!(support(3, 0x28, 0), 3);
     assert_eq!(support(3, 0x28, 1), 1);
     assert_eq!(support(2, 0x9e, 0x10), 3);
     assert_eq!(support(3, 0x9e, 0x10), 3);
-    assert_eq!(support(2, 0x9e, 0x12), 1);
+    assert_eq!(support(2, 0x9e, 0x11), 1);
     assert_eq!(support(2, 0x7f, 0x09), 3);
     for option in 1..=3 {
         assert_eq!(support(option, 0xc0, 0), 1);

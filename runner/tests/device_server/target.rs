@@ -115,7 +115,7 @@ pub(crate) fn assert_illegal(response: Response, code: AdditionalSense) {
     assert_sense(response, SenseKey::IllegalRequest, code);
 }
 
-/// CDBs of reads and writes.
+/// CDBs of commands on blocks.
 pub(crate) mod cdb {
     pub(crate) fn ten(opcode: u8, flags: u8, lba: u32, blocks: u16) -> [u8; 10] {
         let mut cdb = [0; 10];
@@ -135,26 +135,36 @@ pub(crate) mod cdb {
         cdb
     }
 
+    pub(crate) fn twelve(opcode: u8, flags: u8, lba: u32, blocks: u32) -> [u8; 12] {
+        let mut cdb = [0; 12];
+        cdb[0] = opcode;
+        cdb[1] = flags;
+        cdb[2..6].copy_from_slice(&lba.to_be_bytes());
+        cdb[6..10].copy_from_slice(&blocks.to_be_bytes());
+        cdb
+    }
+
+    pub(crate) fn thirty_two(action: u8, flags: u8, lba: u64, blocks: u32) -> [u8; 32] {
+        let mut cdb = [0; 32];
+        cdb[0] = 0x7f;
+        cdb[7] = 0x18;
+        cdb[9] = action;
+        cdb[10] = flags;
+        cdb[12..20].copy_from_slice(&lba.to_be_bytes());
+        cdb[28..].copy_from_slice(&blocks.to_be_bytes());
+        cdb
+    }
+
     /// A read or write in each layout that can express it.
     pub(crate) fn every_layout(write: bool, flags: u8, lba: u64, blocks: u32) -> Vec<Vec<u8>> {
         let opcode = |read, written| if write { written } else { read };
         let mut cdbs = vec![sixteen(opcode(0x88, 0x8a), flags, lba, blocks).to_vec()];
-        let mut long = [0; 32];
-        long[0] = 0x7f;
-        long[7] = 0x18;
-        long[9] = opcode(0x09, 0x0b);
-        long[10] = flags;
-        long[12..20].copy_from_slice(&lba.to_be_bytes());
-        long[28..32].copy_from_slice(&blocks.to_be_bytes());
+        let long = thirty_two(opcode(0x09, 0x0b), flags, lba, blocks);
         cdbs.push(long.to_vec());
         let Ok(lba) = u32::try_from(lba) else {
             return cdbs;
         };
-        let mut twelve = [0; 12];
-        twelve[0] = opcode(0xa8, 0xaa);
-        twelve[1] = flags;
-        twelve[2..6].copy_from_slice(&lba.to_be_bytes());
-        twelve[6..10].copy_from_slice(&blocks.to_be_bytes());
+        let twelve = twelve(opcode(0xa8, 0xaa), flags, lba, blocks);
         cdbs.push(twelve.to_vec());
         if let Ok(blocks) = u16::try_from(blocks) {
             cdbs.push(ten(opcode(0x28, 0x2a), flags, lba, blocks).to_vec());

@@ -1,4 +1,4 @@
-//! WRITE SAME (10) and (16).
+//! WRITE SAME (10), (16) and (32).
 
 use tcmu::scsi::{AdditionalSense, SenseKey};
 use tcmu_handler::{Capabilities, ErrorKind, Extent, Unmap, ZeroFlags};
@@ -55,6 +55,37 @@ fn zeroes_are_left_to_the_backstore() {
     assert_good(target.data_out(&cdb::sixteen(0x93, UNMAP, 8, 16), &block(0)));
     assert_good(target.no_data(&cdb::sixteen(0x93, UNMAP | NDOB, 8, 16)));
     assert_eq!(target.calls(), [zeroes(8, 16, true); 3]);
+}
+
+#[test]
+fn thirty_two_bytes_say_the_same() {
+    let target = Target::new();
+    let long = |flags, blocks| cdb::thirty_two(0x0d, flags, 8, blocks);
+    assert_good(target.data_out(&long(0, 16), &block(0)));
+    assert_good(target.no_data(&long(UNMAP | NDOB, 16)));
+    assert_eq!(target.calls(), [zeroes(8, 16, false), zeroes(8, 16, true)]);
+    assert_good(target.data_out(&long(0, 2), &block(7)));
+    assert_eq!(
+        target.disk().image.borrow()[8 * BLOCK..10 * BLOCK],
+        [7; 2 * BLOCK]
+    );
+    target.calls();
+    for flags in [ANCHOR, 0x20, 0x04, 0x02] {
+        let refused = target.data_out(&long(flags, 1), &block(0));
+        assert_illegal(refused, AdditionalSense::INVALID_FIELD_IN_CDB);
+    }
+    let refused = target.data_out(&long(0, 0), &block(0));
+    assert_illegal(refused, AdditionalSense::INVALID_FIELD_IN_CDB);
+    assert_eq!(refused.sense.unwrap().field.unwrap().byte, 28);
+    assert_eq!(target.calls(), []);
+}
+
+#[test]
+fn unmapping_needs_no_block() {
+    let target = Target::new();
+    assert_good(target.no_data(&cdb::ten(0x41, UNMAP, 8, 16)));
+    assert_good(target.no_data(&cdb::sixteen(0x93, UNMAP, 8, 16)));
+    assert_eq!(target.calls(), [zeroes(8, 16, true); 2]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Block6 {
     }
 }
 
-/// READ, WRITE, WRITE SAME and SYNCHRONIZE CACHE (10): SBC-3, 5.11 and others.
+/// READ, WRITE, VERIFY, WRITE SAME and others (10): SBC-3, 5.11 and others.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Block10 {
@@ -62,7 +62,7 @@ pub struct Block10 {
     pub control: u8,
 }
 
-/// READ and WRITE (12): SBC-3, 5.12 and 5.30.
+/// READ, WRITE, VERIFY, WRITE AND VERIFY (12): SBC-3, 5.12 and others.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Block12 {
@@ -80,7 +80,8 @@ pub struct Block12 {
     pub control: u8,
 }
 
-/// READ, WRITE, WRITE SAME and SYNCHRONIZE CACHE (16): SBC-3, 5.13 and others.
+/// READ, WRITE, VERIFY, COMPARE AND WRITE and others (16): SBC-3, 5.13 and others. Of lengths that are
+/// shorter than the field, the bytes before are reserved.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Block16 {
@@ -98,7 +99,7 @@ pub struct Block16 {
     pub control: u8,
 }
 
-/// READ and WRITE (32): SBC-3, 5.14 and 5.32.
+/// READ, WRITE, VERIFY, WRITE AND VERIFY, WRITE SAME (32): SBC-3, 5.14 and others.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Block32 {
@@ -126,6 +127,65 @@ pub struct Block32 {
     pub application_tag_mask: U16,
     /// Number of blocks.
     pub length: U32,
+}
+
+/// GET LBA STATUS (32): SBC-4, 5.7.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct GetLbaStatus32 {
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// CONTROL.
+    pub control: u8,
+    reserved: [u8; 5],
+    /// ADDITIONAL CDB LENGTH: the bytes that follow this one.
+    pub additional_length: u8,
+    /// SERVICE ACTION.
+    pub service_action: U16,
+    /// REPORT TYPE.
+    pub report_type: u8,
+    reserved11: u8,
+    /// STARTING LOGICAL BLOCK ADDRESS.
+    pub lba: U64,
+    /// SCAN LENGTH in blocks; 0: up to the end.
+    pub scan_length: U32,
+    /// ELEMENT IDENTIFIER.
+    pub element: U32,
+    /// ALLOCATION LENGTH in bytes.
+    pub allocation_length: U32,
+}
+
+/// READ DEFECT DATA (10): SBC-3, 5.17.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ReadDefectData10 {
+    /// OPERATION CODE.
+    pub opcode: u8,
+    reserved: u8,
+    /// REQ_PLIST in bit 4, REQ_GLIST in bit 3, DEFECT LIST FORMAT in bits 2-0.
+    pub lists: u8,
+    reserved3: [u8; 4],
+    /// ALLOCATION LENGTH in bytes.
+    pub allocation_length: U16,
+    /// CONTROL.
+    pub control: u8,
+}
+
+/// READ DEFECT DATA (12): SBC-3, 5.18.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ReadDefectData12 {
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// REQ_PLIST in bit 4, REQ_GLIST in bit 3, DEFECT LIST FORMAT in bits 2-0.
+    pub lists: u8,
+    /// ADDRESS DESCRIPTOR INDEX.
+    pub index: U32,
+    /// ALLOCATION LENGTH in bytes.
+    pub allocation_length: U32,
+    reserved: u8,
+    /// CONTROL.
+    pub control: u8,
 }
 
 /// INQUIRY: SPC-4, 6.6.
@@ -302,6 +362,9 @@ const _: () = {
     assert!(size_of::<Block12>() == 12);
     assert!(size_of::<Block16>() == 16);
     assert!(size_of::<Block32>() == LONGEST_CDB);
+    assert!(size_of::<GetLbaStatus32>() == LONGEST_CDB);
+    assert!(size_of::<ReadDefectData10>() == 10);
+    assert!(size_of::<ReadDefectData12>() == 12);
     assert!(size_of::<Inquiry>() == 6);
     assert!(size_of::<RequestSense>() == 6);
     assert!(size_of::<ModeSense6>() == 6);

@@ -8,7 +8,9 @@
 
 pub mod capacity;
 pub mod cdb;
+pub mod defects;
 pub mod inquiry;
+pub mod lba_status;
 pub mod mode;
 pub mod opcode;
 pub mod report_opcodes;

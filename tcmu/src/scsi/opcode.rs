@@ -26,8 +26,16 @@ pub const READ_CAPACITY_10: u8 = 0x25;
 pub const READ_10: u8 = 0x28;
 /// WRITE (10).
 pub const WRITE_10: u8 = 0x2a;
+/// WRITE AND VERIFY (10).
+pub const WRITE_AND_VERIFY_10: u8 = 0x2e;
+/// VERIFY (10).
+pub const VERIFY_10: u8 = 0x2f;
+/// PRE-FETCH (10).
+pub const PRE_FETCH_10: u8 = 0x34;
 /// SYNCHRONIZE CACHE (10).
 pub const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+/// READ DEFECT DATA (10).
+pub const READ_DEFECT_DATA_10: u8 = 0x37;
 /// WRITE SAME (10).
 pub const WRITE_SAME_10: u8 = 0x41;
 /// UNMAP.
@@ -48,12 +56,24 @@ pub const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
 pub const VARIABLE_LENGTH: u8 = 0x7f;
 /// READ (16).
 pub const READ_16: u8 = 0x88;
+/// COMPARE AND WRITE.
+pub const COMPARE_AND_WRITE: u8 = 0x89;
 /// WRITE (16).
 pub const WRITE_16: u8 = 0x8a;
+/// ORWRITE (16).
+pub const ORWRITE_16: u8 = 0x8b;
+/// WRITE AND VERIFY (16).
+pub const WRITE_AND_VERIFY_16: u8 = 0x8e;
+/// VERIFY (16).
+pub const VERIFY_16: u8 = 0x8f;
+/// PRE-FETCH (16).
+pub const PRE_FETCH_16: u8 = 0x90;
 /// SYNCHRONIZE CACHE (16).
 pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
 /// WRITE SAME (16).
 pub const WRITE_SAME_16: u8 = 0x93;
+/// WRITE ATOMIC (16).
+pub const WRITE_ATOMIC_16: u8 = 0x9c;
 /// SERVICE ACTION IN (16).
 pub const SERVICE_ACTION_IN_16: u8 = 0x9e;
 /// REPORT LUNS.
@@ -64,19 +84,35 @@ pub const MAINTENANCE_IN: u8 = 0xa3;
 pub const READ_12: u8 = 0xa8;
 /// WRITE (12).
 pub const WRITE_12: u8 = 0xaa;
+/// WRITE AND VERIFY (12).
+pub const WRITE_AND_VERIFY_12: u8 = 0xae;
+/// VERIFY (12).
+pub const VERIFY_12: u8 = 0xaf;
+/// READ DEFECT DATA (12).
+pub const READ_DEFECT_DATA_12: u8 = 0xb7;
 
 /// Service actions of [`VARIABLE_LENGTH`].
 pub mod variable_length {
     /// READ (32).
     pub const READ_32: u16 = 0x0009;
+    /// VERIFY (32).
+    pub const VERIFY_32: u16 = 0x000a;
     /// WRITE (32).
     pub const WRITE_32: u16 = 0x000b;
+    /// WRITE AND VERIFY (32).
+    pub const WRITE_AND_VERIFY_32: u16 = 0x000c;
+    /// WRITE SAME (32).
+    pub const WRITE_SAME_32: u16 = 0x000d;
+    /// GET LBA STATUS (32).
+    pub const GET_LBA_STATUS_32: u16 = 0x0012;
 }
 
 /// Service actions of [`SERVICE_ACTION_IN_16`].
 pub mod service_action_in_16 {
     /// READ CAPACITY (16).
     pub const READ_CAPACITY_16: u16 = 0x10;
+    /// GET LBA STATUS (16).
+    pub const GET_LBA_STATUS_16: u16 = 0x12;
 }
 
 /// Service actions of [`MAINTENANCE_IN`].

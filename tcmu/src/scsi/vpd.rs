@@ -120,7 +120,7 @@ impl ExtendedInquiry {
     }
 }
 
-/// Block Limits page (SBC-3, 6.6.3). 0 means "no limit" or "not reported", as the field says there.
+/// Block Limits page (SBC-3, 6.6.3; its last fields are SBC-4's). 0 means "no limit" or "not reported", as the field says there.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct BlockLimits {
@@ -148,8 +148,16 @@ pub struct BlockLimits {
     pub unmap_alignment: U32,
     /// MAXIMUM WRITE SAME LENGTH in blocks.
     pub max_write_same: U64,
-    /// The fields of WRITE ATOMIC.
-    pub atomic: [U32; 5],
+    /// MAXIMUM ATOMIC TRANSFER LENGTH in blocks; 0: there are no atomic writes.
+    pub max_atomic: U32,
+    /// ATOMIC ALIGNMENT in blocks; 0: none is needed.
+    pub atomic_alignment: U32,
+    /// ATOMIC TRANSFER LENGTH GRANULARITY in blocks; 0: any length will do.
+    pub atomic_granularity: U32,
+    /// MAXIMUM ATOMIC TRANSFER LENGTH WITH ATOMIC BOUNDARY in blocks.
+    pub max_atomic_with_boundary: U32,
+    /// MAXIMUM ATOMIC BOUNDARY SIZE in blocks; 0: commands cannot have boundaries.
+    pub max_atomic_boundary: U32,
 }
 
 /// UGAVALID in [`BlockLimits::unmap_alignment`].
