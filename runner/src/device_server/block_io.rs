@@ -1,7 +1,7 @@
 //! READ, WRITE and SYNCHRONIZE CACHE: the fast path. Nothing here allocates or copies.
 
 use tcmu::scsi::cdb::{Block6, Block10, Block12, Block16, Block32, FUA, LONGEST_CDB};
-use tcmu::scsi::{AdditionalSense, Sense, Status};
+use tcmu::scsi::{AdditionalSense, Sense};
 use tcmu_handler::{Backstore, Buffer, Extent, Io, WriteFlags};
 
 use super::LogicalUnit;
@@ -118,24 +118,13 @@ impl<B: Backstore> LogicalUnit<B> {
         let wanted = data.slice(0..len).map_err(|_| length_mismatch())?;
         if len != 0 {
             let _range = self.unit.ranges.shared(extent).await;
-            let result = self.fill(io, wanted, extent.offset, command.fua()).await;
-            if let Err(failure) = result {
-                if failure.status != Status::CheckCondition {
-                    // Without sense data the kernel transfers the buffer.
-                    data.fill(0);
-                }
-                return Err(failure);
-            }
+            self.flush_before_reading(io, command.fua()).await?;
+            self.backstore
+                .read(io, wanted, extent.offset)
+                .await
+                .map_err(|error| self.failed("a read", &error))?;
         }
         Ok(supplied(data, len))
-    }
-
-    async fn fill(&self, io: &Io, data: Buffer<'_>, offset: u64, fua: bool) -> Result<(), Failure> {
-        self.flush_before_reading(io, fua).await?;
-        self.backstore
-            .read(io, data, offset)
-            .await
-            .map_err(|error| self.failed("a read", &error))
     }
 
     /// With `fua`, what is read next is on the medium, not only in the cache.

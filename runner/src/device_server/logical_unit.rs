@@ -1,7 +1,7 @@
 //! One logical unit: a backstore and what initiators see of it.
 
 use tcmu::scsi::cdb::StartStopUnit;
-use tcmu::scsi::{AdditionalSense, Sense};
+use tcmu::scsi::{AdditionalSense, Sense, Status};
 use tcmu_handler::{Backstore, Buffer, Error, Io};
 use zerocopy::FromBytes;
 
@@ -62,7 +62,13 @@ impl<B: Backstore> LogicalUnit<B> {
     pub async fn execute(&self, io: &Io, request: Request<'_>) -> Response {
         match self.run(io, request).await {
             Ok(response) => response,
-            Err(failure) => failure.into(),
+            Err(failure) => {
+                if failure.status != Status::CheckCondition {
+                    // Without sense data the kernel transfers the buffer as it is.
+                    request.data.fill(0);
+                }
+                failure.into()
+            }
         }
     }
 

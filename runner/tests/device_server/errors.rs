@@ -87,6 +87,10 @@ fn busy_is_a_status_and_leaks_nothing() {
     let (response, data) = target.data_in(&cdb::ten(0x28, 0, 0, 1), BLOCK);
     assert_eq!(response.status, Status::Busy);
     assert_eq!(data, [0; BLOCK]);
+    target.disk().fail(Kind::BlockStatus, ErrorKind::Busy);
+    let (response, data) = target.data_in(&cdb::sixteen(0x9e, 0x12, 0, 24), 24);
+    assert_eq!(response.status, Status::Busy);
+    assert_eq!(data, [0; 24]);
     target.disk().fail(Kind::Flush, ErrorKind::Busy);
     let (response, data) = target.data_in(&cdb::ten(0x28, 0x08, 0, 1), BLOCK);
     assert_eq!(response.status, Status::Busy);
