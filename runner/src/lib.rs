@@ -13,9 +13,11 @@
 #![deny(missing_docs)]
 
 mod config;
+mod copy;
 mod daemon;
 pub mod device_server;
 mod identity;
+mod journal;
 mod log;
 mod program;
 mod reactor;
@@ -23,6 +25,7 @@ mod registry;
 mod run_dir;
 
 pub use config::Config;
+pub use copy::{Access as CopyAccess, Directory as CopyDirectory};
 pub use program::main;
 pub use reactor::{Counters, LocalReactor};
 pub use registry::Registry;

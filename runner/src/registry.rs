@@ -10,8 +10,9 @@ use tcmu::ring::Ring;
 use tcmu::uio::Uio;
 use tcmu_handler::{Config, Error, ErrorKind, Handler, OpenRequest};
 
-use crate::device_server::{Geometry, LogicalUnit};
+use crate::device_server::{Geometry, Journal, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
+use crate::journal::FileJournal;
 use crate::reactor::{self, MakeLun};
 
 /// The longest transfer in bytes that every LUN takes. LIO's `hw_max_sectors` of a user backstore is
@@ -122,6 +123,11 @@ impl<H: Handler> AnyHandler for H {
                 block_size: block_size.get(),
             },
         )?;
+        let journal = FileJournal::of(uio.name());
+        let kept = journal
+            .load()
+            .map_err(|error| Error::os("reading the LUN's journal", error))?;
+        let folder = dir.path().to_owned();
         let name = uio.name().name.clone();
         let source = IdentitySource::new(name.clone(), dir);
         let identity = source.read();
@@ -136,7 +142,9 @@ impl<H: Handler> AnyHandler for H {
                     .with_source(error)
             })?;
             let names = LateNames::after(&identity, source);
-            let unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+            let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+            unit.keep_journal(Arc::new(journal), kept.as_deref());
+            context.introduce(&mut unit, folder);
             Ok(reactor::lun(
                 name,
                 Box::new(uio),

@@ -208,6 +208,11 @@ impl Sysfs {
         )))
     }
 
+    /// LIO's folder in configfs.
+    pub fn target(&self) -> PathBuf {
+        self.root.join("sys/kernel/config/target")
+    }
+
     /// The parameters of the kernel module target_core_user.
     pub fn module(&self) -> Module {
         Module::at(self.root.join("sys/module/target_core_user"))

@@ -1,6 +1,6 @@
 //! One open image.
 
-use crate::{Buffer, Capabilities, Error, ErrorKind, Io, Result};
+use crate::{Buffer, Capabilities, Error, ErrorKind, File, Io, Result};
 
 /// A range of an image, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +153,14 @@ pub trait Backstore: Send + 'static {
                 format!("the image has {have} bytes, less than the {size} asked for"),
             ))
         }
+    }
+
+    /// The regular file that holds the image byte by byte, at the same offsets, if there is one: the
+    /// kernel can then copy between two images by itself (copy_file_range(2)), and share their
+    /// storage where the file system does that. Such a copy counts as a write: it comes only where
+    /// the image can be written to, and needs a flush to be durable.
+    fn file(&self) -> Option<File> {
+        None
     }
 
     /// Ends the image's use: what is buffered becomes durable, locks are let go. No request is

@@ -70,7 +70,7 @@ impl FileImage {
     }
 
     #[cfg(test)]
-    pub(crate) fn file(&self) -> &File {
+    pub(crate) fn opened(&self) -> &File {
         &self.file
     }
 
@@ -231,6 +231,10 @@ impl Backstore for FileImage {
             ));
         }
         Ok(())
+    }
+
+    fn file(&self) -> Option<File> {
+        (self.kind == Kind::Regular).then(|| Arc::clone(&self.file))
     }
 
     async fn close(&self, io: &Io) -> Result<()> {

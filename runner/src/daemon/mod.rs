@@ -26,6 +26,7 @@ use self::device::{Device, Next, Phase};
 use self::report::{Report, Reporter};
 use self::system::{catch_signals, load_module, release_predecessors_waiters};
 use crate::config::Config;
+use crate::copy::{ConfigfsAccess, Directory};
 use crate::reactor::{BlockingPool, LunId, ReactorHandle};
 use crate::registry::Registry;
 use crate::run_dir::RunDir;
@@ -94,6 +95,7 @@ impl Daemon {
             }
         };
 
+        let directory = Directory::new(ConfigfsAccess::at(sysfs.target()));
         let reactors = (0..config.reactors())
             .map(|number| {
                 let reporter = reporter.clone();
@@ -102,6 +104,7 @@ impl Daemon {
                     number,
                     BlockingPool::new(config.blocking_threads()),
                     on_notice,
+                    Arc::clone(&directory),
                 )
                 .with_context(|| {
                     format!("starting reactor {number} (this needs io_uring, Linux 6.1 or later)")

@@ -1,6 +1,10 @@
 //! Who a logical unit says that it is.
 
 use tcmu::scsi::inquiry::ascii_field;
+use tcmu::scsi::vpd::naa_registered_extended;
+
+/// OpenFabrics' IEEE company id, which LIO makes its NAA designators with.
+const COMPANY_ID: u32 = 0x00_1405;
 
 /// The names of a logical unit, as an administrator sets them.
 ///
@@ -22,6 +26,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The NAA designator of the logical unit, if it has a serial number.
+    pub(super) fn naa(&self) -> Option<[u8; 16]> {
+        let serial = Some(&self.serial).filter(|serial| !serial.is_empty())?;
+        Some(naa_registered_extended(COMPANY_ID, serial))
+    }
+
     pub(super) fn vendor_field(&self) -> [u8; 8] {
         ascii_field(self.vendor.as_deref().unwrap_or("LIO-ORG"))
     }

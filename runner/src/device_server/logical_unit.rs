@@ -1,12 +1,17 @@
 //! One logical unit: a backstore and what initiators see of it.
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use tcmu::scsi::cdb::StartStopUnit;
 use tcmu::scsi::{AdditionalSense, Sense, Status};
 use tcmu_handler::{Backstore, Buffer, Error, Io};
 use zerocopy::FromBytes;
 
 use super::defects::{read_defect_data_10, read_defect_data_12};
+use super::journal::Journal;
 use super::mode_pages::ModeValues;
+use super::neighbours::Neighbours;
 use super::opcode::Command;
 use super::reply::{Answer, Failure, Response};
 use super::scratch::Scratch;
@@ -34,6 +39,8 @@ pub struct LogicalUnit<B> {
     pub(super) backstore: B,
     pub(super) unit: Unit,
     pub(super) scratch: Scratch,
+    pub(super) journal: Option<Arc<dyn Journal>>,
+    pub(super) neighbours: Option<Rc<dyn Neighbours>>,
 }
 
 impl<B: Backstore> LogicalUnit<B> {
@@ -45,7 +52,30 @@ impl<B: Backstore> LogicalUnit<B> {
             backstore,
             unit,
             scratch: Scratch::default(),
+            journal: None,
+            neighbours: None,
         }
+    }
+
+    /// Has `journal` keep what is to be done when the unit is served again; `text` is what it keeps
+    /// now. Without a journal, an operation that is interrupted is forgotten.
+    pub fn keep_journal(&mut self, journal: Arc<dyn Journal>, text: Option<&str>) {
+        self.journal = Some(journal);
+        if let Some(text) = text {
+            self.resume(text);
+        }
+    }
+
+    /// Whether the other units know this one by `key`.
+    pub(crate) fn is_known_by(&self, key: u64) -> bool {
+        let neighbours = self.neighbours.as_ref();
+        neighbours.is_some_and(|neighbours| neighbours.own_key() == key)
+    }
+
+    /// Lets copies reach other units.
+    pub(crate) fn meet(&mut self, neighbours: Rc<dyn Neighbours>) {
+        neighbours.introduce(self.unit.naa());
+        self.neighbours = Some(neighbours);
     }
 
     /// The backstore.
@@ -105,6 +135,10 @@ impl<B: Backstore> LogicalUnit<B> {
             Command::SynchronizeCache => self.synchronize_cache(io, cdb).await,
             Command::WriteSame => self.write_same(io, cdb, data).await,
             Command::Unmap => self.unmap(io, cdb, data).await,
+            Command::FormatUnit => self.format_unit(cdb, data).await,
+            Command::Sanitize => self.sanitize(io, cdb, data).await,
+            Command::ExtendedCopy => self.extended_copy(io, cdb, data).await,
+            Command::ReceiveCopyResults => self.unit.receive_copy_results(cdb, data),
             Command::ModeSelect => self.mode_select(io, cdb, data).await,
             Command::StartStopUnit => self.start_stop_unit(io, cdb).await,
             Command::TestUnitReady => Ok(Response::GOOD),
@@ -185,6 +219,9 @@ impl<B: Backstore> LogicalUnit<B> {
     /// Gives the logical unit other names.
     pub fn set_identity(&self, identity: Identity) {
         self.unit.set_identity(identity);
+        if let Some(neighbours) = &self.neighbours {
+            neighbours.introduce(self.unit.naa());
+        }
     }
 
     /// Whether the target core serves reservations for this LUN (LIO's `attrib/emulate_pr` is 1 and

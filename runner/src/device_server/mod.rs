@@ -18,28 +18,39 @@
 //! attentions before a command gets here. It does not compare the CDB's transfer length with the
 //! buffer's, so this is done here.
 
+mod background;
 mod block_io;
 mod compare_and_write;
+mod copy_end;
+mod copy_list;
+mod copy_results;
 mod defects;
 mod error_log;
+mod extended_copy;
+mod format_unit;
 mod geometry;
 mod identity;
 mod inquiry;
+mod journal;
 mod lba_status;
 mod logical_unit;
 mod mode_pages;
 mod mode_select;
 mod mode_sense;
+mod neighbours;
 mod opcode;
 mod opcode_table;
+mod operation;
 mod or_write;
 mod prefetch;
 mod range_lock;
 mod read_capacity;
 mod reply;
 mod report_opcodes;
+mod sanitize;
 mod scratch;
 mod sense_of_error;
+mod third_party_copy;
 mod unit;
 mod unit_attention;
 mod unmap;
@@ -47,8 +58,11 @@ mod verify;
 mod vpd;
 mod write_atomic;
 mod write_same;
+mod yielding;
 
 pub use geometry::Geometry;
 pub use identity::Identity;
+pub use journal::Journal;
 pub use logical_unit::{LogicalUnit, Request};
+pub(crate) use neighbours::{CopyFailure, CopyRequest, CopyResult, Local, Neighbour, Neighbours};
 pub use reply::Response;

@@ -28,6 +28,10 @@ pub(super) enum Command {
     GetLbaStatus,
     ReadDefectData10,
     ReadDefectData12,
+    FormatUnit,
+    Sanitize,
+    ExtendedCopy,
+    ReceiveCopyResults,
     ReportSupportedOpcodes,
     /// The target core answers the command before it gets here. It is in the table because an
     /// initiator that asks what the logical unit supports does not care who answers.
@@ -55,11 +59,13 @@ impl Command {
                 | Self::OrWrite
                 | Self::WriteSame
                 | Self::Unmap
+                | Self::FormatUnit
+                | Self::Sanitize
         )
     }
 
     /// RECOMMENDED COMMAND TIMEOUT in seconds.
-    const fn timeout(self) -> u8 {
+    const fn timeout(self) -> u32 {
         match self {
             Self::Read
             | Self::Write
@@ -74,7 +80,9 @@ impl Command {
             | Self::WriteSame
             | Self::Unmap
             | Self::StartStopUnit
-            | Self::ModeSelect => LONG,
+            | Self::ModeSelect
+            | Self::ExtendedCopy => LONG,
+            Self::FormatUnit | Self::Sanitize => WHOLE_MEDIUM,
             _ => QUICK,
         }
     }
@@ -89,6 +97,7 @@ impl Command {
                 | Self::SynchronizeCache
                 | Self::PreFetch
                 | Self::Verify
+                | Self::ExtendedCopy
         ) || self.writes()
     }
 }
@@ -105,6 +114,8 @@ pub(super) enum Needs {
     NoUnmapByWriteSame,
     /// [`Features::atomic_writes`].
     AtomicWrites,
+    /// [`Features::block_erase`].
+    BlockErase,
     /// [`Features::reservations`].
     Reservations,
 }
@@ -118,6 +129,8 @@ pub(super) struct Features {
     pub(super) unmap_by_write_same: bool,
     /// Some writes are atomic.
     pub(super) atomic_writes: bool,
+    /// The backstore gives the storage of blocks back and promises that they read as zeroes.
+    pub(super) block_erase: bool,
     /// The target core serves reservations.
     pub(super) reservations: bool,
 }
@@ -133,7 +146,7 @@ pub(super) struct Opcode {
     /// It changes the medium.
     pub(super) writes: bool,
     /// RECOMMENDED COMMAND TIMEOUT in seconds.
-    pub(super) timeout: u8,
+    pub(super) timeout: u32,
     needs: Needs,
     /// CDB USAGE DATA (SPC-4, 6.35.3): the opcode and service action themselves, and a 1 for every
     /// other bit that may be set.
@@ -141,11 +154,13 @@ pub(super) struct Opcode {
 }
 
 /// Answered from memory.
-const QUICK: u8 = 10;
+const QUICK: u32 = 10;
 /// Moves the data of one command.
-const TRANSFER: u8 = 30;
+const TRANSFER: u32 = 30;
 /// May have to move much more.
-const LONG: u8 = 60;
+const LONG: u32 = 60;
+/// Writes all of the medium, however large it is: a day.
+const WHOLE_MEDIUM: u32 = 24 * 60 * 60;
 
 impl Opcode {
     /// A command without service action whose CDB goes on with `usage` after the opcode.
@@ -194,6 +209,7 @@ impl Opcode {
             Needs::UnmapByWriteSame => features.unmap_by_write_same,
             Needs::NoUnmapByWriteSame => !features.unmap_by_write_same,
             Needs::AtomicWrites => features.atomic_writes,
+            Needs::BlockErase => features.block_erase,
             Needs::Reservations => features.reservations,
         }
     }

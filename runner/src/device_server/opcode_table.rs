@@ -2,8 +2,8 @@
 //! SUPPORTED OPERATION CODES.
 
 use tcmu::scsi::opcode::{
-    self as op, maintenance_in, persistent_reserve_in, persistent_reserve_out,
-    service_action_in_16, variable_length,
+    self as op, maintenance_in, persistent_reserve_in, persistent_reserve_out, sanitize,
+    service_action_in_16, third_party_copy_in, third_party_copy_out, variable_length,
 };
 use tcmu::scsi::{AdditionalSense, Sense};
 
@@ -39,6 +39,7 @@ static OPCODES: &[Opcode] = {
             op::REQUEST_SENSE,
             &[0x01, 0, 0, 0xff, CONTROL],
         ),
+        Opcode::new(FormatUnit, op::FORMAT_UNIT, &[0x3f, 0, 0, 0, CONTROL]),
         Opcode::new(Read, op::READ_6, &[0x1f, 0xff, 0xff, 0xff, CONTROL]),
         Opcode::new(Write, op::WRITE_6, &[0x1f, 0xff, 0xff, 0xff, CONTROL]),
         Opcode::new(Inquiry, op::INQUIRY, &[0x01, 0xff, 0xff, 0xff, CONTROL]),
@@ -79,6 +80,9 @@ static OPCODES: &[Opcode] = {
             &[0, 0, 0, 0, 0, GROUP, 0xff, 0xff, CONTROL],
         )
         .needs(Needs::Unmap),
+        sanitize(sanitize::OVERWRITE),
+        sanitize(sanitize::BLOCK_ERASE).needs(Needs::BlockErase),
+        sanitize(sanitize::EXIT_FAILURE_MODE),
         Opcode::new(
             ModeSelect,
             op::MODE_SELECT_10,
@@ -132,6 +136,14 @@ static OPCODES: &[Opcode] = {
             ],
         )
         .action(variable_length::GET_LBA_STATUS_32),
+        third_party_copy(ExtendedCopy, op::THIRD_PARTY_COPY_OUT, 0)
+            .action(third_party_copy_out::EXTENDED_COPY_LID1),
+        third_party_copy(ReceiveCopyResults, op::THIRD_PARTY_COPY_IN, 0xff)
+            .action(third_party_copy_in::RECEIVE_COPY_STATUS_LID1),
+        third_party_copy(ReceiveCopyResults, op::THIRD_PARTY_COPY_IN, 0xff)
+            .action(third_party_copy_in::RECEIVE_COPY_OPERATING_PARAMETERS),
+        third_party_copy(ReceiveCopyResults, op::THIRD_PARTY_COPY_IN, 0xff)
+            .action(third_party_copy_in::RECEIVE_COPY_FAILURE_DETAILS_LID1),
         blocks_16(Read, op::READ_16, DPO_FUA),
         Opcode::new(
             CompareAndWrite,
@@ -253,6 +265,33 @@ const fn reserve_out(service_action: u16) -> Opcode {
         .needs(Needs::Reservations)
 }
 
+/// IMMED and AUSE; byte 1 also holds the service action.
+const fn sanitize(service_action: u16) -> Opcode {
+    let usage = &[0xa0, 0, 0, 0, 0, 0, 0xff, 0xff, CONTROL];
+    Opcode::new(Command::Sanitize, op::SANITIZE, usage).action(service_action)
+}
+
+const fn third_party_copy(command: Command, opcode: u8, list_identifier: u8) -> Opcode {
+    let usage = &[
+        0,
+        list_identifier,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0xff,
+        0xff,
+        0xff,
+        0xff,
+        0,
+        CONTROL,
+    ];
+    Opcode::new(command, opcode, usage)
+}
+
 /// Where the rows of each opcode begin in [`OPCODES`]; its length for opcodes without any.
 static FIRST_ROW: [u8; 256] = {
     let mut first = [OPCODES.len() as u8; 256];
@@ -319,6 +358,7 @@ mod tests {
         unmap: true,
         unmap_by_write_same: true,
         atomic_writes: true,
+        block_erase: true,
         reservations: true,
     };
 

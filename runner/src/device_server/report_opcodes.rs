@@ -91,5 +91,5 @@ fn one_command(row: Option<&Opcode>, timeouts: bool) -> Vec<u8> {
 
 /// How long a command takes depends on the backstore: only a recommendation is given.
 fn timeouts_of(row: &Opcode) -> Timeouts {
-    Timeouts::new(0, row.timeout.into())
+    Timeouts::new(0, row.timeout)
 }

@@ -5,10 +5,12 @@ use std::cell::{Cell, RefCell};
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
 use tcmu_handler::{Capabilities, Fua};
 
+use super::copy_results::Copies;
 use super::error_log::ErrorLog;
 use super::mode_pages::ModeValues;
 use super::opcode::{Command, Features, Opcode};
 use super::opcode_table;
+use super::operation::{Method, Operations};
 use super::range_lock::RangeLock;
 use super::unit_attention::{Condition, UnitAttention};
 use super::{Geometry, Identity};
@@ -25,6 +27,10 @@ pub(super) struct Unit {
     pub(super) not_ready: Cell<Option<Sense>>,
     /// What is being read and written.
     pub(super) ranges: RangeLock,
+    pub(super) operations: Operations,
+    pub(super) copies: Copies,
+    /// How many copies this unit runs.
+    pub(super) copies_running: Cell<u8>,
     pub(super) errors: ErrorLog,
     pub(super) mode: Cell<ModeValues>,
     pub(super) default_mode: ModeValues,
@@ -51,6 +57,9 @@ impl Unit {
             attention: UnitAttention::default(),
             not_ready: Cell::new(None),
             ranges: RangeLock::default(),
+            operations: Operations::default(),
+            copies: Copies::default(),
+            copies_running: Cell::new(0),
             errors: ErrorLog::default(),
             mode: Cell::new(mode),
             default_mode: mode,
@@ -78,6 +87,7 @@ impl Unit {
         let cdb = opcode.check(cdb)?;
         if let Some(sense) = self.not_ready.get()
             && !opcode.command.runs_while_not_ready()
+            && !self.may_make_up_for_failure(opcode.command)
         {
             return Err(sense);
         }
@@ -87,7 +97,18 @@ impl Unit {
         Ok((opcode, cdb))
     }
 
-    fn check_writable(&self) -> Result<(), Sense> {
+    /// Whether a command is one of those that a failed FORMAT UNIT or SANITIZE still leaves: a failed
+    /// sanitize ends by another one only (SBC-3, 4.11.3).
+    fn may_make_up_for_failure(&self, command: Command) -> bool {
+        let failed = self.operations.failed.borrow();
+        failed.as_ref().is_some_and(|operation| match command {
+            Command::Sanitize => true,
+            Command::FormatUnit => operation.method == Method::Format,
+            _ => false,
+        })
+    }
+
+    pub(super) fn check_writable(&self) -> Result<(), Sense> {
         let code = if self.capabilities().read_only {
             AdditionalSense::WRITE_PROTECTED
         } else if self.mode.get().software_write_protect {
@@ -152,13 +173,20 @@ impl Unit {
     fn apply(&self, size: u64, capabilities: Capabilities) {
         let unmap = capabilities.unmap.is_some();
         self.capabilities.set(capabilities);
+        let unmapped_reads_zeroes = capabilities.unmap.is_some_and(|unmap| unmap.reads_zeroes);
         self.features.set(Features {
             unmap,
+            block_erase: unmapped_reads_zeroes && capabilities.write_zeroes,
             unmap_by_write_same: unmap && capabilities.write_zeroes,
             atomic_writes: self.atomic_limits().is_some(),
             ..self.features.get()
         });
         self.blocks.set(self.in_blocks(size.min(capabilities.size)));
+    }
+
+    /// The NAA designator of the unit, if it has one.
+    pub(super) fn naa(&self) -> Option<[u8; 16]> {
+        self.identity.borrow().naa()
     }
 
     /// Replaces the names.

@@ -5,26 +5,24 @@ use tcmu::scsi::vpd::{
     BlockDeviceCharacteristics, BlockLimits, CODE_SET_ASCII, CODE_SET_BINARY, DESIGNATOR_NAA,
     DESIGNATOR_T10_VENDOR_ID, DesignatorHeader, ExtendedInquiry, FULLY_PROVISIONED, Header, LBPRZ,
     LBPU, LBPWS, LBPWS10, LogicalBlockProvisioning, NON_ROTATING, SIMPSUP, THIN_PROVISIONED,
-    UGAVALID, V_SUP, naa_registered_extended, page,
+    UGAVALID, V_SUP, page,
 };
 use zerocopy::IntoBytes;
 
 use super::unit::Unit;
 use super::unmap::MAX_UNMAP_DESCRIPTORS;
 
-/// OpenFabrics' IEEE company id, which LIO makes its NAA designators with.
-const COMPANY_ID: u32 = 0x00_1405;
-
 /// The longest serial number or name that a designator of 255 bytes has room for, beside vendor
 /// and product.
 const LONGEST_SERIAL: usize = 254 - 8 - 16;
 
 /// The pages in ascending order, as page 00h has to list them.
-const PAGES: [u8; 7] = [
+const PAGES: [u8; 8] = [
     page::SUPPORTED_PAGES,
     page::UNIT_SERIAL_NUMBER,
     page::DEVICE_IDENTIFICATION,
     page::EXTENDED_INQUIRY_DATA,
+    page::THIRD_PARTY_COPY,
     page::BLOCK_LIMITS,
     page::BLOCK_DEVICE_CHARACTERISTICS,
     page::LOGICAL_BLOCK_PROVISIONING,
@@ -38,6 +36,7 @@ impl Unit {
             page::UNIT_SERIAL_NUMBER => with_header(page_code, &self.serial_number()),
             page::DEVICE_IDENTIFICATION => with_header(page_code, &self.designators()),
             page::EXTENDED_INQUIRY_DATA => self.extended_inquiry().as_bytes().to_vec(),
+            page::THIRD_PARTY_COPY => with_header(page_code, &self.third_party_copy()),
             page::BLOCK_LIMITS => self.block_limits().as_bytes().to_vec(),
             // A backstore in user space has no rotating medium that an initiator should sort for.
             page::BLOCK_DEVICE_CHARACTERISTICS => {
@@ -69,12 +68,12 @@ impl Unit {
             designators.extend_from_slice(header.as_bytes());
             designators.extend_from_slice(designator);
         };
-        let unique = if identity.serial.is_empty() {
-            &identity.name
-        } else {
-            let naa = naa_registered_extended(COMPANY_ID, &identity.serial);
-            add(CODE_SET_BINARY, DESIGNATOR_NAA, &naa);
-            &identity.serial
+        let unique = match identity.naa() {
+            None => &identity.name,
+            Some(naa) => {
+                add(CODE_SET_BINARY, DESIGNATOR_NAA, &naa);
+                &identity.serial
+            }
         };
         let mut vendor_specific = identity.vendor_field().to_vec();
         let product = printable(identity.product());

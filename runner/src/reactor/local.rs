@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 
 use tcmu::doorbell::Doorbell;
 use tcmu::mapping::Mapping;
@@ -12,9 +12,10 @@ use tcmu_handler::{Backstore, Error, ErrorKind};
 use super::blocking::BlockingPool;
 use super::engine::{Counters, UringEngine};
 use super::lun::lun;
-use super::message::LunId;
+use super::message::{LunId, Mailer, Message};
 use super::ready::ReadyQueue;
 use super::turn::Reactor;
+use crate::copy::Directory;
 use crate::device_server::{Geometry, Identity, LogicalUnit};
 
 /// A reactor on the calling thread.
@@ -24,6 +25,8 @@ use crate::device_server::{Geometry, Identity, LogicalUnit};
 pub struct LocalReactor {
     reactor: Reactor,
     next: LunId,
+    messages: Sender<Message>,
+    ready: Arc<ReadyQueue>,
 }
 
 impl LocalReactor {
@@ -35,10 +38,22 @@ impl LocalReactor {
         let ready = ReadyQueue::new()?;
         ready.adopt();
         let engine = UringEngine::new(BlockingPool::new(blocking_threads))?;
-        // Nobody sends messages here, and the caller sees what becomes of its devices.
-        let (_, inbox) = channel();
-        let reactor = Reactor::new(engine, ready, inbox, Arc::new(|_| {}));
-        Ok(Self { reactor, next: 0 })
+        // The caller sees what becomes of its devices.
+        let (messages, inbox) = channel();
+        let reactor = Reactor::new(engine, Arc::clone(&ready), inbox, Arc::new(|_| {}));
+        Ok(Self {
+            reactor,
+            next: 0,
+            messages,
+            ready,
+        })
+    }
+
+    /// Lets the LUNs that are attached from now on copy to and from others in `directory`, where they
+    /// go by the names of their identities.
+    pub fn meet(&mut self, directory: Arc<Directory>) {
+        let mailer = Mailer::new(self.messages.clone(), Arc::clone(&self.ready));
+        self.reactor.meet(directory, mailer);
     }
 
     /// Serves the ring in `memory`, whose signals go through `device`, on `backstore`.
@@ -57,11 +72,12 @@ impl LocalReactor {
     ) -> Result<(), Error> {
         let (id, name) = (self.next, identity.name.clone());
         self.next += 1;
-        let unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+        let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
         let ring = Ring::new(memory).map_err(|error| {
             Error::new(ErrorKind::Internal, "the command ring cannot be used").with_source(error)
         })?;
         self.reactor.attach(id, |context| {
+            context.introduce(&mut unit, name.clone().into());
             Ok(lun(name, device, ring, unit, None, context))
         })
     }

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,9 +17,11 @@ use tcmu::scsi::sense::SENSE_BUFFER_LEN;
 use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment};
 
 use super::memory::SharedMemory;
+use super::message::{LunId, Mailer};
 use super::ready::{ReadyQueue, TaskId};
 use super::tasks::Tasks;
-use crate::device_server::{LogicalUnit, Request, Response};
+use crate::copy::{Directory, RemoteCopy};
+use crate::device_server::{CopyFailure, LogicalUnit, Request, Response};
 use crate::identity::LateNames;
 
 /// Something to be done once, apart from commands.
@@ -42,15 +45,21 @@ pub(crate) trait Lun {
     /// Runs the task in `slot` a step further.
     fn step(&mut self, slot: u32);
 
+    /// Runs the background task in `slot` a step further.
+    fn step_background(&mut self, slot: u32);
+
+    /// Starts what a copy of another LUN's asks for, if this LUN is the one known by `key`.
+    fn serve_copy(&mut self, key: u64, copy: RemoteCopy);
+
     /// Shows the kernel what has been completed since the last time. `forgotten` says whether the
     /// engine still runs operations that nobody waits for. Returns how many commands
     /// that are, if it is worth a kick.
     fn publish(&mut self, forgotten: bool) -> Option<usize>;
 
-    /// How many commands have been fetched and not completed.
+    /// How many commands have been fetched and not completed, and how much else is being done.
     fn in_flight(&self) -> usize;
 
-    /// Stops fetching.
+    /// Stops fetching, and has what runs in the background end soon.
     fn quiesce(&mut self);
 
     /// Whether the ring cannot be read any further.
@@ -76,6 +85,18 @@ pub(crate) struct Context {
     pub(crate) ready: Arc<ReadyQueue>,
     /// The LUN's place in the reactor.
     pub(crate) place: u32,
+    pub(crate) id: LunId,
+    /// Where the LUN meets others, and the way to its reactor.
+    pub(crate) meeting: Option<(Arc<Directory>, Mailer)>,
+}
+
+impl Context {
+    /// Lets `unit`, whose configuration stands in `folder`, copy to and from other LUNs.
+    pub(crate) fn introduce<B: Backstore>(&self, unit: &mut LogicalUnit<B>, folder: PathBuf) {
+        if let Some((directory, mailer)) = &self.meeting {
+            unit.meet(Rc::new(directory.join(folder, self.id, mailer.clone())));
+        }
+    }
 }
 
 /// The LUN `name` on `device`: `ring` serves `unit`.
@@ -118,6 +139,7 @@ pub(crate) fn lun<B: Backstore>(
         context,
         serve,
         tasks: Tasks::new(),
+        background: Tasks::new(),
         commands: Vec::new(),
         spare: Vec::new(),
         failed: Vec::new(),
@@ -138,6 +160,8 @@ struct Served<B, F, S> {
     /// Makes the task of a command.
     serve: S,
     tasks: Tasks<F>,
+    /// What is done beside commands.
+    background: Tasks<Errand>,
     /// The command of each task, by slot.
     commands: Vec<Option<Command>>,
     /// Lists of segments to be used again.
@@ -184,6 +208,22 @@ where
         self.step(slot);
     }
 
+    /// Starts the work that commands have left for the background.
+    fn start_background(&mut self) {
+        if self.unit.has_background() {
+            let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+            self.run_in_background(Box::pin(async move { unit.background(&io).await }));
+        }
+    }
+
+    fn run_in_background(&mut self, errand: Errand) {
+        let Context { ready, place, .. } = &self.context;
+        let slot = self.background.insert(errand, |slot| {
+            ready.waker(TaskId::Background { lun: *place, slot })
+        });
+        self.step_background(slot);
+    }
+
     fn finish(&mut self, slot: u32, response: &Response, buffer: OwnedBuffer) {
         if let Some(command) = self.commands[slot as usize].take() {
             let mut bytes = [0; SENSE_BUFFER_LEN];
@@ -219,6 +259,7 @@ where
     }
 
     fn fetch(&mut self, limit: usize) -> usize {
+        self.start_background();
         for fetched in 0..limit {
             if self.quiescent || self.broken {
                 return fetched;
@@ -241,7 +282,7 @@ where
 
     fn step(&mut self, slot: u32) {
         match catch_unwind(AssertUnwindSafe(|| self.tasks.poll(slot))) {
-            Ok(Poll::Pending) => {}
+            Ok(Poll::Pending) => self.start_background(),
             Ok(Poll::Ready((response, buffer))) => self.finish(slot, &response, buffer),
             Err(_) => {
                 tracing::error!(lun = %self.name, "a command failed with a panic; its initiator gets HARDWARE ERROR");
@@ -249,6 +290,25 @@ where
                 self.failed.extend(self.commands[slot as usize].take());
             }
         }
+    }
+
+    fn step_background(&mut self, slot: u32) {
+        if catch_unwind(AssertUnwindSafe(|| self.background.poll(slot))).is_err() {
+            tracing::error!(lun = %self.name, "work in the background failed with a panic");
+            self.background.discard(slot);
+        }
+    }
+
+    fn serve_copy(&mut self, key: u64, RemoteCopy { request, answer }: RemoteCopy) {
+        if self.quiescent || !self.unit.is_known_by(key) {
+            // Whoever asked may have gone.
+            let _ = answer.send(Err(CopyFailure::gone()));
+            return;
+        }
+        let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+        self.run_in_background(Box::pin(async move {
+            let _ = answer.send(unit.serve_copy(&io, request).await);
+        }));
     }
 
     fn publish(&mut self, forgotten: bool) -> Option<usize> {
@@ -260,11 +320,12 @@ where
     }
 
     fn in_flight(&self) -> usize {
-        self.tasks.len() + self.failed.len()
+        self.tasks.len() + self.failed.len() + self.background.len()
     }
 
     fn quiesce(&mut self) {
         self.quiescent = true;
+        self.unit.stop_background();
     }
 
     fn is_broken(&self) -> bool {

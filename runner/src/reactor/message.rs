@@ -1,10 +1,13 @@
 //! What is said to a reactor, and what it says.
 
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use tcmu_handler::Error;
 
 use super::lun::{Context, Done, Lun};
+use super::ready::ReadyQueue;
+use crate::copy::RemoteCopy;
 
 /// Names a LUN: its uio device's minor number.
 pub(crate) type LunId = u32;
@@ -31,6 +34,12 @@ pub(crate) enum Message {
         enabled: bool,
         done: Done,
     },
+    /// Do what a copy of another LUN's asks of the LUN `id`, if it is still the one known by `key`.
+    Copy {
+        id: LunId,
+        key: u64,
+        copy: RemoteCopy,
+    },
     /// End the thread. LUNs that are still there are dropped as they are.
     Stop,
 }
@@ -48,3 +57,29 @@ pub(crate) enum Notice {
 
 /// Is told the notices, on the reactor's thread.
 pub(crate) type OnNotice = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// Hands messages to a reactor, from any thread.
+#[derive(Clone)]
+pub(crate) struct Mailer {
+    messages: Sender<Message>,
+    ready: Arc<ReadyQueue>,
+}
+
+impl Mailer {
+    pub(super) fn new(messages: Sender<Message>, ready: Arc<ReadyQueue>) -> Self {
+        Self { messages, ready }
+    }
+
+    /// Hands over a message. A reactor that has ended drops it.
+    pub(crate) fn send(&self, message: Message) {
+        if self.messages.send(message).is_ok() {
+            self.ready.ring();
+        }
+    }
+}
+
+impl std::fmt::Debug for Mailer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailer").finish_non_exhaustive()
+    }
+}

@@ -21,5 +21,5 @@ pub(crate) use blocking::BlockingPool;
 pub use engine::Counters;
 pub use local::LocalReactor;
 pub(crate) use lun::{Done, lun};
-pub(crate) use message::{LunId, MakeLun, Message, Notice};
+pub(crate) use message::{LunId, Mailer, MakeLun, Message, Notice};
 pub(crate) use thread::ReactorHandle;

@@ -18,6 +18,8 @@ use rustix::event::{EventfdFlags, eventfd};
 pub(crate) enum TaskId {
     /// A command: the LUN's place in the reactor, and the command's slot in the LUN.
     Command { lun: u32, slot: u32 },
+    /// What a LUN does beside its commands: the LUN's place, and the task's slot in the LUN.
+    Background { lun: u32, slot: u32 },
     /// Anything else that the reactor runs.
     Control(u32),
 }

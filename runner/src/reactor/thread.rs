@@ -3,33 +3,35 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 
 use super::blocking::BlockingPool;
 use super::engine::UringEngine;
-use super::message::{Message, Notice, OnNotice};
+use super::message::{Mailer, Message, Notice, OnNotice};
 use super::ready::ReadyQueue;
 use super::turn::Reactor;
+use crate::copy::Directory;
 
 /// A reactor's thread, seen from others.
 pub(crate) struct ReactorHandle {
-    messages: Sender<Message>,
-    ready: Arc<ReadyQueue>,
+    mailer: Mailer,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ReactorHandle {
-    /// Starts reactor `number`.
+    /// Starts reactor `number`, whose LUNs meet others in `directory`.
     pub(crate) fn start(
         number: usize,
         pool: BlockingPool,
         on_notice: OnNotice,
+        directory: Arc<Directory>,
     ) -> io::Result<Self> {
         let (messages, inbox) = channel();
         let (started, start) = channel();
         let ready = ReadyQueue::new()?;
-        let own = Arc::clone(&ready);
+        let mailer = Mailer::new(messages, Arc::clone(&ready));
+        let (own, mail) = (ready, mailer.clone());
         let thread = thread::Builder::new()
             .name(format!("reactor-{number}"))
             .spawn(move || {
@@ -38,6 +40,7 @@ impl ReactorHandle {
                     Ok(engine) => {
                         let _ = started.send(Ok(()));
                         let mut reactor = Reactor::new(engine, own, inbox, Arc::clone(&on_notice));
+                        reactor.meet(directory, mail);
                         // A panic here is a defect of the reactor's own, and ends it; those of
                         // backstores are caught where they are called.
                         let end = catch_unwind(AssertUnwindSafe(|| reactor.run()));
@@ -55,8 +58,7 @@ impl ReactorHandle {
             .recv()
             .map_err(|_| io::Error::other("a reactor's thread died at its start"))??;
         Ok(Self {
-            messages,
-            ready,
+            mailer,
             thread: Some(thread),
         })
     }
@@ -64,9 +66,7 @@ impl ReactorHandle {
     /// Hands over a message.
     pub(crate) fn send(&self, message: Message) {
         // A reactor lives until its handle is dropped.
-        if self.messages.send(message).is_ok() {
-            self.ready.ring();
-        }
+        self.mailer.send(message);
     }
 }
 

@@ -12,10 +12,11 @@ use tcmu_handler::{Error, ErrorKind, Io};
 
 use super::engine::{Counters, Event, Source, UringEngine, Wait};
 use super::lun::{Context, Done, Errand, Lun, device_fd};
-use super::message::{LunId, Message, Notice, OnNotice};
+use super::message::{LunId, Mailer, Message, Notice, OnNotice};
 use super::pace::Pace;
 use super::ready::{ReadyQueue, TaskId};
 use super::tasks::Tasks;
+use crate::copy::Directory;
 
 /// The bell has the place behind all LUNs.
 const BELL: Source = Source {
@@ -67,6 +68,8 @@ pub(super) struct Reactor {
     ready: Arc<ReadyQueue>,
     inbox: Receiver<Message>,
     on_notice: OnNotice,
+    /// Where the LUNs meet others, and the way here.
+    meeting: Option<(Arc<Directory>, Mailer)>,
     places: Vec<Place>,
     by_id: HashMap<LunId, u32>,
     /// The places that something happened to in this turn.
@@ -103,6 +106,7 @@ impl Reactor {
             ready,
             inbox,
             on_notice,
+            meeting: None,
             places: Vec::new(),
             by_id: HashMap::new(),
             touched: Vec::new(),
@@ -116,6 +120,12 @@ impl Reactor {
             events: Vec::new(),
             tasks: Vec::new(),
         }
+    }
+
+    /// Lets the LUNs that are attached from now on copy to and from others of `directory`, whose
+    /// requests come through `mailer`.
+    pub(super) fn meet(&mut self, directory: Arc<Directory>, mailer: Mailer) {
+        self.meeting = Some((directory, mailer));
     }
 
     /// Runs until it is told to stop.
@@ -213,6 +223,13 @@ impl Reactor {
                         let place = self.places.get_mut(lun as usize);
                         if let Some(attached) = place.and_then(|place| place.lun.as_mut()) {
                             attached.lun.step(slot);
+                            self.touch(lun);
+                        }
+                    }
+                    TaskId::Background { lun, slot } => {
+                        let place = self.places.get_mut(lun as usize);
+                        if let Some(attached) = place.and_then(|place| place.lun.as_mut()) {
+                            attached.lun.step_background(slot);
                             self.touch(lun);
                         }
                     }
@@ -326,6 +343,15 @@ impl Reactor {
                 }
                 Err(error) => done(Err(error)),
             },
+            Message::Copy { id, key, copy } => {
+                // Dropped, it is answered: the LUN is gone.
+                if let Ok(place) = self.find(id)
+                    && let Some(attached) = &mut self.places[place as usize].lun
+                {
+                    attached.lun.serve_copy(key, copy);
+                    self.touch(place);
+                }
+            }
             Message::Stop => self.stop = true,
         }
     }
@@ -357,6 +383,8 @@ impl Reactor {
             io: self.io.clone(),
             ready: Arc::clone(&self.ready),
             place,
+            id,
+            meeting: self.meeting.clone(),
         };
         let lun = make(context)?;
         let slot = &mut self.places[place as usize];

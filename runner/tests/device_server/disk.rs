@@ -40,6 +40,8 @@ pub(crate) struct Disk {
     forgetful: Cell<bool>,
     /// Writes wait, once, before they end.
     slow_writes: Cell<bool>,
+    /// Bytes are kept.
+    contents: Cell<bool>,
 }
 
 /// A kind of call.
@@ -90,6 +92,7 @@ impl Disk {
             failing: Cell::new(None),
             forgetful: Cell::new(false),
             slow_writes: Cell::new(false),
+            contents: Cell::new(true),
         }
     }
 
@@ -112,6 +115,11 @@ impl Disk {
 
     pub(crate) fn slow_down_writes(&self) {
         self.slow_writes.set(true);
+    }
+
+    /// Keeps no bytes from now on, whatever its size is: for units that are larger than the memory.
+    pub(crate) fn forget_contents(&self) {
+        self.contents.set(false);
     }
 
     pub(crate) fn cut_power(&self) {
@@ -166,6 +174,9 @@ impl Disk {
 
     /// Notes that all units that `extent` touches have storage, or that those within it have none.
     fn map(&self, extent: Extent, mapped: bool) {
+        if !self.contents.get() {
+            return;
+        }
         let units = if mapped {
             extent.offset / GRANULARITY..extent.end().div_ceil(GRANULARITY)
         } else {
@@ -178,6 +189,9 @@ impl Disk {
 
     /// Changes a range, durably if the disk has no cache or the request says so.
     fn change(&self, extent: Extent, fua: bool, change: impl Fn(&mut [u8])) {
+        if !self.contents.get() {
+            return;
+        }
         let range = extent.offset as usize..extent.end() as usize;
         change(&mut self.image.borrow_mut()[range.clone()]);
         if fua || !self.capabilities.get().volatile_cache {
@@ -234,7 +248,9 @@ impl Backstore for Disk {
 
     async fn flush(&self, _io: &Io) -> Result<()> {
         self.call(Call::Flush)?;
-        self.durable.replace(self.image.borrow().clone());
+        if self.contents.get() {
+            self.durable.replace(self.image.borrow().clone());
+        }
         Ok(())
     }
 

@@ -87,6 +87,7 @@ proptest! {
         for (cdb, data, piece) in commands {
             let buffer = testing::scattered(&data, piece);
             let response = target.run(&cdb, &buffer);
+            target.finish_background();
             match response.sense {
                 Some(sense) => {
                     let mut bytes = [LEFTOVER; SENSE_BUFFER_LEN];

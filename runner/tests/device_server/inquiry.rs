@@ -71,7 +71,7 @@ fn every_listed_page_is_there_and_says_its_length() {
     let pages = target.parameters(&page(0));
     assert_eq!(
         pages,
-        [0, 0, 0, 7, 0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2]
+        [0, 0, 0, 8, 0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2]
     );
     for &code in &pages[4..] {
         let data = target.parameters(&page(code));

@@ -1,6 +1,11 @@
 //! Sends commands to a logical unit.
 
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroU32;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
 
 use tcmu::scsi::{AdditionalSense, SenseKey, Status};
 use tcmu_handler::{Capabilities, Io, OwnedBuffer, testing};
@@ -17,8 +22,10 @@ pub(crate) const BLOCK: usize = 512;
 
 /// A logical unit on a [`Disk`].
 pub(crate) struct Target {
-    pub(crate) unit: LogicalUnit<Disk>,
+    pub(crate) unit: Rc<LogicalUnit<Disk>>,
     pub(crate) io: Io,
+    /// What the unit does beside commands, as far as it has come.
+    background: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
 }
 
 impl Target {
@@ -39,10 +46,39 @@ impl Target {
             max_transfer_blocks: 1024,
         };
         let disk = Disk::new(capabilities);
+        Self::serving(LogicalUnit::new(disk, identity, geometry, write_cache))
+    }
+
+    pub(crate) fn serving(unit: LogicalUnit<Disk>) -> Self {
         Self {
-            unit: LogicalUnit::new(disk, identity, geometry, write_cache),
+            unit: Rc::new(unit),
             io: testing::io(),
+            background: RefCell::default(),
         }
+    }
+
+    /// Goes a step further with what the unit does beside commands; says whether there was anything.
+    pub(crate) fn step_background(&self) -> bool {
+        let mut background = self.background.borrow_mut();
+        if background.is_none() && self.unit.has_background() {
+            let (unit, io) = (Rc::clone(&self.unit), self.io.clone());
+            *background = Some(Box::pin(async move { unit.background(&io).await }));
+        }
+        let Some(running) = background.as_mut() else {
+            return false;
+        };
+        let step = testing::block_on(poll_fn(|context| {
+            Poll::Ready(running.as_mut().poll(context))
+        }));
+        if step.is_ready() {
+            *background = None;
+        }
+        true
+    }
+
+    /// Ends what the unit does beside commands.
+    pub(crate) fn finish_background(&self) {
+        while self.step_background() {}
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -55,7 +91,18 @@ impl Target {
 
     pub(crate) fn run(&self, cdb: &[u8], data: &OwnedBuffer) -> Response {
         let data = data.view();
-        let response = testing::block_on(self.unit.execute(&self.io, Request { cdb, data }));
+        let mut command = pin!(self.unit.execute(&self.io, Request { cdb, data }));
+        let response = testing::block_on(poll_fn(|context| {
+            loop {
+                if let Poll::Ready(response) = command.as_mut().poll(context) {
+                    return Poll::Ready(response);
+                }
+                // Otherwise the command waits for another thread.
+                if !self.step_background() {
+                    return Poll::Pending;
+                }
+            }
+        }));
         assert_eq!(
             response.status == Status::CheckCondition,
             response.sense.is_some(),

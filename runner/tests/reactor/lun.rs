@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tcmu::mock::{CommandTag, Config, Data, Finished, MockKernel};
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_file::{FileHandler, FileImage};
-use tcmu_runner::LocalReactor;
 use tcmu_runner::device_server::{Geometry, Identity};
+use tcmu_runner::{CopyDirectory, LocalReactor};
 
 pub(crate) const BLOCK: usize = 512;
 pub(crate) const SIZE: u64 = 8 << 20;
@@ -32,13 +32,38 @@ impl Lun {
     }
 
     pub(crate) fn with_config<B: Backstore>(backstore: B, config: Config) -> Self {
-        let (kernel, device) = MockKernel::new(config).unwrap();
-        let mut reactor = LocalReactor::new(4).unwrap();
-        let memory = Arc::clone(device.memory());
         let identity = Identity {
             name: "test".to_owned(),
             ..Identity::default()
         };
+        Self::attached(LocalReactor::new(4).unwrap(), backstore, config, identity)
+    }
+
+    /// A LUN that can copy to and from others in `directory`, as `name`.
+    pub(crate) fn among<B: Backstore>(
+        directory: &Arc<CopyDirectory>,
+        name: &str,
+        serial: &str,
+        backstore: B,
+    ) -> Self {
+        let mut reactor = LocalReactor::new(4).unwrap();
+        reactor.meet(Arc::clone(directory));
+        let identity = Identity {
+            name: name.to_owned(),
+            serial: serial.to_owned(),
+            ..Identity::default()
+        };
+        Self::attached(reactor, backstore, Config::default(), identity)
+    }
+
+    fn attached<B: Backstore>(
+        mut reactor: LocalReactor,
+        backstore: B,
+        config: Config,
+        identity: Identity,
+    ) -> Self {
+        let (kernel, device) = MockKernel::new(config).unwrap();
+        let memory = Arc::clone(device.memory());
         let geometry = Geometry {
             size: SIZE,
             block_size: NonZeroU32::new(BLOCK as u32).unwrap(),

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "this is a test")]
 
 mod allocations;
+mod background;
+mod copies;
 mod faults;
 mod lun;
 mod round_trip;

@@ -8,12 +8,15 @@
 
 pub mod capacity;
 pub mod cdb;
+pub mod copy;
 pub mod defects;
+pub mod format;
 pub mod inquiry;
 pub mod lba_status;
 pub mod mode;
 pub mod opcode;
 pub mod report_opcodes;
+pub mod sanitize;
 pub mod sense;
 pub mod status;
 pub mod unmap;

@@ -4,6 +4,8 @@
 pub const TEST_UNIT_READY: u8 = 0x00;
 /// REQUEST SENSE.
 pub const REQUEST_SENSE: u8 = 0x03;
+/// FORMAT UNIT.
+pub const FORMAT_UNIT: u8 = 0x04;
 /// READ (6).
 pub const READ_6: u8 = 0x08;
 /// WRITE (6).
@@ -40,6 +42,8 @@ pub const READ_DEFECT_DATA_10: u8 = 0x37;
 pub const WRITE_SAME_10: u8 = 0x41;
 /// UNMAP.
 pub const UNMAP: u8 = 0x42;
+/// SANITIZE.
+pub const SANITIZE: u8 = 0x48;
 /// MODE SELECT (10).
 pub const MODE_SELECT_10: u8 = 0x55;
 /// RESERVE (10).
@@ -54,6 +58,10 @@ pub const PERSISTENT_RESERVE_IN: u8 = 0x5e;
 pub const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
 /// A CDB with a service action, longer than 16 bytes.
 pub const VARIABLE_LENGTH: u8 = 0x7f;
+/// THIRD-PARTY COPY OUT.
+pub const THIRD_PARTY_COPY_OUT: u8 = 0x83;
+/// THIRD-PARTY COPY IN.
+pub const THIRD_PARTY_COPY_IN: u8 = 0x84;
 /// READ (16).
 pub const READ_16: u8 = 0x88;
 /// COMPARE AND WRITE.
@@ -151,4 +159,30 @@ pub mod persistent_reserve_out {
     pub const REGISTER_AND_IGNORE_EXISTING_KEY: u16 = 0x06;
     /// REGISTER AND MOVE.
     pub const REGISTER_AND_MOVE: u16 = 0x07;
+}
+
+/// Service actions of [`SANITIZE`].
+pub mod sanitize {
+    /// OVERWRITE.
+    pub const OVERWRITE: u16 = 0x01;
+    /// BLOCK ERASE.
+    pub const BLOCK_ERASE: u16 = 0x02;
+    /// EXIT FAILURE MODE.
+    pub const EXIT_FAILURE_MODE: u16 = 0x1f;
+}
+
+/// Service actions of [`THIRD_PARTY_COPY_OUT`].
+pub mod third_party_copy_out {
+    /// EXTENDED COPY (LID1).
+    pub const EXTENDED_COPY_LID1: u16 = 0x00;
+}
+
+/// Service actions of [`THIRD_PARTY_COPY_IN`].
+pub mod third_party_copy_in {
+    /// RECEIVE COPY STATUS (LID1).
+    pub const RECEIVE_COPY_STATUS_LID1: u16 = 0x00;
+    /// RECEIVE COPY OPERATING PARAMETERS.
+    pub const RECEIVE_COPY_OPERATING_PARAMETERS: u16 = 0x03;
+    /// RECEIVE COPY FAILURE DETAILS (LID1).
+    pub const RECEIVE_COPY_FAILURE_DETAILS_LID1: u16 = 0x04;
 }

@@ -13,6 +13,8 @@ pub mod page {
     pub const DEVICE_IDENTIFICATION: u8 = 0x83;
     /// Extended INQUIRY data.
     pub const EXTENDED_INQUIRY_DATA: u8 = 0x86;
+    /// Third-party copy.
+    pub const THIRD_PARTY_COPY: u8 = 0x8f;
     /// Block limits.
     pub const BLOCK_LIMITS: u8 = 0xb0;
     /// Block device characteristics.

@@ -98,7 +98,7 @@ fn a_device_has_its_own_sectors_and_size() {
     assert_eq!(capabilities.size, SIZE);
     assert_eq!(capabilities.block_size, 4096);
     assert!(capabilities.physical_block_size >= 4096);
-    let flags = rustix::fs::fcntl_getfl(image.file()).unwrap();
+    let flags = rustix::fs::fcntl_getfl(image.opened()).unwrap();
     assert!(flags.contains(rustix::fs::OFlags::DIRECT));
     drop(image);
     for options in ["", ";direct=off", ";readonly=on"] {

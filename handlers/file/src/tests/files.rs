@@ -137,7 +137,7 @@ fn direct_io_goes_around_the_page_cache() {
     }
     let flags = |options| {
         let image = image(&dir, options);
-        rustix::fs::fcntl_getfl(image.file()).unwrap()
+        rustix::fs::fcntl_getfl(image.opened()).unwrap()
     };
     assert!(flags(";direct=on").contains(rustix::fs::OFlags::DIRECT));
     assert!(!flags(";direct=off").contains(rustix::fs::OFlags::DIRECT));

@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod commands;
+mod copy;
 mod disk;
+mod format;
 mod iscsi;
 mod kernel;
 mod lifecycle;
