@@ -203,6 +203,8 @@ impl Tree {
             "attrib/cmd_time_out",
             settled.spec.command_timeout.to_string(),
         )?;
+        let write_cache = if settled.spec.write_cache { "1" } else { "0" };
+        write("attrib/emulate_write_cache", write_cache.to_owned())?;
         // Before `enable`, so that the daemon can read it when it hears of the device.
         write("wwn/vpd_unit_serial", settled.serial.clone())
     }

@@ -240,6 +240,7 @@ impl FakeKernel {
                 ("attrib/max_data_area_mb", "1024"),
                 ("attrib/cmd_ring_size_mb", "8"),
                 ("attrib/cmd_time_out", "30"),
+                ("attrib/emulate_write_cache", "0"),
                 ("statistics/scsi_lu/num_cmds", "0"),
             ],
             ["loopback", _, _] => &[("nexus", ""), ("address", "2:0:1")],

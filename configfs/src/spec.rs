@@ -46,6 +46,7 @@ pub struct BackstoreSpec {
     pub(crate) data_area_mb: u32,
     pub(crate) ring_mb: u32,
     pub(crate) command_timeout: u32,
+    pub(crate) write_cache: bool,
     pub(crate) serial: Option<String>,
     pub(crate) loopback: bool,
     pub(crate) iscsi: Option<IscsiSpec>,
@@ -71,6 +72,7 @@ impl BackstoreSpec {
             data_area_mb: DEFAULT_DATA_AREA_MB,
             ring_mb: DEFAULT_RING_MB,
             command_timeout: DEFAULT_COMMAND_TIMEOUT,
+            write_cache: true,
             serial: None,
             loopback: false,
             iscsi: None,
@@ -121,6 +123,14 @@ impl BackstoreSpec {
     /// never. By default [`DEFAULT_COMMAND_TIMEOUT`], which says why.
     pub fn command_timeout(mut self, seconds: u32) -> Self {
         self.command_timeout = seconds;
+        self
+    }
+
+    /// Whether the LUN says that it has a write cache (`emulate_write_cache`). With one, which is
+    /// the default, a write is durable after the initiator's next flush, as with a physical disk;
+    /// without, every write is durable before it completes, which is slow on most storage.
+    pub fn write_cache(mut self, enabled: bool) -> Self {
+        self.write_cache = enabled;
         self
     }
 

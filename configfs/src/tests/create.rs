@@ -47,6 +47,7 @@ fn a_backstore_is_configured_enabled_and_exposed() {
     assert_eq!(attribute("max_data_area_mb"), "256");
     assert_eq!(attribute("cmd_ring_size_mb"), "1");
     assert_eq!(attribute("cmd_time_out"), "0");
+    assert_eq!(attribute("emulate_write_cache"), "1");
     let target = format!("iscsi/{IQN}/tpgt_1");
     for (name, value) in [
         ("enable", "1"),
@@ -83,11 +84,21 @@ fn everything_is_set_before_enable_and_exposed_after() {
         "dev_size=",
         "cmd_ring_size_mb=",
         "cmd_time_out",
+        "emulate_write_cache",
         "unit_serial",
     ] {
         assert!(at(before) < enable, "{before}");
     }
     assert!(at("link ") > enable);
+}
+
+#[test]
+fn the_write_cache_can_be_left_off() {
+    let machine = Machine::new();
+    let spec = spec().write_cache(false);
+    machine.tree().create(&spec).expect("created");
+    let set = machine.read("core/user_0/disk0/attrib/emulate_write_cache");
+    assert_eq!(set, "0");
 }
 
 #[test]

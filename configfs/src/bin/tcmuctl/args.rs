@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use tcmu_configfs::{DEFAULT_COMMAND_TIMEOUT, DEFAULT_DATA_AREA_MB, DEFAULT_RING_MB};
 
@@ -181,9 +181,24 @@ pub(crate) struct Create {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_COMMAND_TIMEOUT)]
     pub(crate) cmd_timeout: u32,
 
+    /// Whether the LUN has a write cache
+    ///
+    /// on: written data is durable after the next flush, which file systems and databases ask for
+    /// where they need it, as with a physical disk. off: every write is durable before it
+    /// completes.
+    #[arg(long, value_name = "SWITCH", default_value = "on")]
+    pub(crate) write_cache: Switch,
+
     /// Do not look whether a daemon is running
     #[arg(long)]
     pub(crate) no_daemon_check: bool,
+}
+
+/// A setting that is on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]

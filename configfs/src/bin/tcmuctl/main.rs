@@ -16,7 +16,7 @@ use tcmu_configfs::{
     BackstoreSpec, DeleteOptions, Error, HELPER_ARGUMENT, IscsiSpec, ResizeOptions, Roots, Tree,
 };
 
-use args::{Cli, Command, Common, Create};
+use args::{Cli, Command, Common, Create, Switch};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -169,7 +169,8 @@ fn spec(create: Create) -> BackstoreSpec {
     let mut spec = BackstoreSpec::new(create.name, create.handler, create.config)
         .data_area_mb(create.data_area_mb)
         .ring_mb(create.ring_mb)
-        .command_timeout(create.cmd_timeout);
+        .command_timeout(create.cmd_timeout)
+        .write_cache(create.write_cache == Switch::On);
     if let Some(size) = create.size {
         spec = spec.size(size);
     }
