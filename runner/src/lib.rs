@@ -15,10 +15,12 @@
 mod config;
 mod copy;
 mod daemon;
+mod dbus;
 pub mod device_server;
 mod identity;
 mod journal;
 mod log;
+mod meter;
 mod program;
 mod reactor;
 mod registry;

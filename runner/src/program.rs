@@ -70,8 +70,5 @@ fn run(handlers: Registry, arguments: &Arguments) -> anyhow::Result<()> {
         .or(config.log_level.as_deref())
         .unwrap_or("info");
     log::start(level)?;
-    if !arguments.no_dbus {
-        tracing::info!("this version has no D-Bus interface yet");
-    }
-    Daemon::start(handlers, &config)?.run()
+    Daemon::start(handlers, &config)?.run(!arguments.no_dbus)
 }

@@ -13,6 +13,7 @@ use tcmu_handler::{Config, Error, ErrorKind, Handler, OpenRequest};
 use crate::device_server::{Geometry, Journal, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
 use crate::journal::FileJournal;
+use crate::meter::Meter;
 use crate::reactor::{self, MakeLun};
 
 /// The longest transfer in bytes that every LUN takes. LIO's `hw_max_sectors` of a user backstore is
@@ -50,17 +51,30 @@ impl Registry {
         self.handlers.contains_key(subtype)
     }
 
+    /// Says whether the handler could open a configuration, the part behind its subtype. Blocks as
+    /// long as the handler does.
+    pub(crate) fn check(&self, subtype: &str, config: &str) -> Result<(), Error> {
+        match self.handlers.get(subtype) {
+            Some(handler) => handler.check(config),
+            None => Err(no_handler(subtype)),
+        }
+    }
+
     /// Opens the image of a device. Blocks as long as the handler does.
     pub(crate) fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
         let subtype = &device.uio.name().subtype;
         match self.handlers.get(subtype) {
             Some(handler) => handler.open(device),
-            None => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("there is no handler for the subtype \"{subtype}\""),
-            )),
+            None => Err(no_handler(subtype)),
         }
     }
+}
+
+fn no_handler(subtype: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("there is no handler for the subtype \"{subtype}\""),
+    )
 }
 
 impl std::fmt::Debug for Registry {
@@ -74,11 +88,13 @@ pub(crate) struct OpenDevice {
     pub(crate) uio: Uio,
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) backstore: BackstoreDir,
+    pub(crate) meter: Arc<Meter>,
 }
 
 /// A handler, whatever its backstores are.
 trait AnyHandler: Send + Sync {
     fn help(&self) -> &str;
+    fn check(&self, config: &str) -> Result<(), Error>;
     fn open(&self, device: OpenDevice) -> Result<MakeLun, Error>;
 }
 
@@ -87,11 +103,16 @@ impl<H: Handler> AnyHandler for H {
         Handler::help(self)
     }
 
+    fn check(&self, config: &str) -> Result<(), Error> {
+        Handler::check(self, &config.parse()?)
+    }
+
     fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
         let OpenDevice {
             uio,
             mapping,
             backstore: dir,
+            meter,
         } = device;
         let attribute = |what| move |error| Error::os(format!("reading the LUN's {what}"), error);
         let config: Config = uio.name().config.parse()?;
@@ -131,6 +152,7 @@ impl<H: Handler> AnyHandler for H {
         let name = uio.name().name.clone();
         let source = IdentitySource::new(name.clone(), dir);
         let identity = source.read();
+        meter.opened(size, block_size.get());
         let geometry = Geometry {
             size,
             block_size,
@@ -151,6 +173,7 @@ impl<H: Handler> AnyHandler for H {
                 ring,
                 unit,
                 names,
+                meter,
                 context,
             ))
         }))

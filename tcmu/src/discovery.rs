@@ -52,6 +52,13 @@ pub enum DeviceNameError {
     Name(String),
 }
 
+impl DeviceName {
+    /// What [`split_dev_config`] makes of the device's `dev_config`.
+    pub fn subtype_and_config(&self) -> (&str, &str) {
+        (&self.subtype, &self.config)
+    }
+}
+
 impl FromStr for DeviceName {
     type Err = DeviceNameError;
 

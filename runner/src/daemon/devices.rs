@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tcmu::discovery::DeviceName;
+use tcmu::discovery::{DeviceName, split_dev_config};
 use tcmu::netlink::{Change, Delivery, Ticket};
 use tcmu_handler::Error;
 
+use super::board::{EventKind, LunState};
 use super::device::{Device, Next, Phase};
 use super::open::{Reset, open_device};
 use super::report::Report;
 use super::{Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
+use crate::meter::Meter;
 use crate::reactor::{Done, LunId, MakeLun, Message, Notice};
 
 /// How often a LUN whose ring is damaged is given a fresh one before it is left alone.
@@ -42,7 +44,10 @@ impl Daemon {
     pub(super) fn removed(&mut self, id: LunId, name: &DeviceName, ticket: Ticket) {
         tracing::info!(lun = name.name, "removed");
         match self.devices.get_mut(&id) {
-            None => self.reply(ticket, 0),
+            None => {
+                self.board.gone(id);
+                self.reply(ticket, 0);
+            }
             Some(device) => {
                 // An earlier question about the same device has nobody waiting any more.
                 device.ticket = Some(ticket);
@@ -63,8 +68,15 @@ impl Daemon {
             return self.reply(ticket, if known { TRY_AGAIN } else { NO_DEVICE });
         };
         let reporter = self.reporter.clone();
-        let done: Box<dyn FnOnce(Ticket) -> Done> = Box::new(move |ticket| {
-            Box::new(move |result| reporter.send(Report::Changed { id, ticket, result }))
+        let done: Box<dyn FnOnce(EventKind, Ticket) -> Done> = Box::new(move |kind, ticket| {
+            Box::new(move |result| {
+                reporter.send(Report::Changed {
+                    id,
+                    kind,
+                    ticket,
+                    result,
+                });
+            })
         });
         let message = match change {
             Change::Size(size) => {
@@ -72,7 +84,7 @@ impl Daemon {
                 Message::Resize {
                     id,
                     size,
-                    done: done(ticket),
+                    done: done(EventKind::Resized, ticket),
                 }
             }
             Change::WriteCache(enabled) => {
@@ -80,8 +92,12 @@ impl Daemon {
                 Message::SetWriteCache {
                     id,
                     enabled,
-                    done: done(ticket),
+                    done: done(EventKind::WriteCache, ticket),
                 }
+            }
+            // rtslib sets everything that it has saved, also what is so already.
+            Change::Config(config) if split_dev_config(&config) == name.subtype_and_config() => {
+                return self.reply(ticket, 0);
             }
             Change::Config(config) => {
                 tracing::warn!(
@@ -89,6 +105,9 @@ impl Daemon {
                     config,
                     "refused: a LUN cannot get another image while it is served; delete and create it"
                 );
+                let message = format!("no other image while it is served: {config}");
+                self.board
+                    .tell(EventKind::ChangeRefused, &name.name, message);
                 return self.reply(ticket, NOT_SUPPORTED);
             }
             Change::Unknown => return self.reply(ticket, NOT_SUPPORTED),
@@ -113,6 +132,9 @@ impl Daemon {
             "opening"
         );
         let reactor = self.least_busy_reactor();
+        let meter = Arc::<Meter>::default();
+        self.board
+            .opening(id, &name, reactor, ring_resets, Arc::clone(&meter));
         let device = Device {
             name,
             phase: Phase::Opening,
@@ -132,7 +154,7 @@ impl Daemon {
                 (false, false) => Reset::IfInUse,
             };
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                open_device(&registry, &sysfs, id, reset)
+                open_device(&registry, &sysfs, id, reset, meter)
             }));
             let result = result.unwrap_or_else(|_| {
                 Err(Error::new(
@@ -169,6 +191,7 @@ impl Daemon {
             }
             Phase::Serving => {
                 device.phase = Phase::Leaving { then: next };
+                self.board.turned(id, LunState::Leaving, "");
                 let reporter = self.reporter.clone();
                 let done: Done =
                     Box::new(move |result| reporter.send(Report::Detached { id, result }));
@@ -185,7 +208,12 @@ impl Daemon {
                 Report::Opened { id, result } => self.opened(id, result),
                 Report::Attached { id, result } => self.attached(id, result),
                 Report::Detached { id, result } => self.detached(id, result),
-                Report::Changed { id, ticket, result } => self.changed(id, ticket, result),
+                Report::Changed {
+                    id,
+                    kind,
+                    ticket,
+                    result,
+                } => self.changed(id, kind, ticket, result),
                 Report::Notice(Notice::Gone(id)) => {
                     if let Some(device) = self.devices.get(&id) {
                         tracing::warn!(lun = device.name.name, "the device vanished");
@@ -194,6 +222,7 @@ impl Daemon {
                 }
                 Report::Notice(Notice::Broken(id)) => self.detach(id, Next::Reset),
                 Report::Notice(Notice::Failed) => anyhow::bail!("a reactor failed"),
+                Report::Petition(petition) => self.hear_petition(petition),
             }
         }
         Ok(())
@@ -213,7 +242,7 @@ impl Daemon {
             }
             Err(error) => {
                 tracing::error!(lun = device.name.name, config = device.name.config, %error, "cannot be opened");
-                self.forget(id, -error.errno());
+                self.fail(id, &error);
             }
         }
     }
@@ -226,6 +255,10 @@ impl Daemon {
             Ok(()) => {
                 device.phase = Phase::Serving;
                 tracing::info!(lun = device.name.name, reactor = device.reactor, "serving");
+                self.board.turned(id, LunState::Serving, "");
+                let config = format!("{}/{}", device.name.subtype, device.name.config);
+                self.board
+                    .tell(EventKind::Serving, &device.name.name, config);
                 if device.unwanted {
                     self.detach(id, Next::Forget);
                 } else if let Some(ticket) = device.ticket.take() {
@@ -234,7 +267,7 @@ impl Daemon {
             }
             Err(error) => {
                 tracing::error!(lun = device.name.name, %error, "cannot be served");
-                self.forget(id, -error.errno());
+                self.fail(id, &error);
             }
         }
     }
@@ -253,6 +286,9 @@ impl Daemon {
             {
                 tracing::warn!(lun = device.name.name, %error, "the next daemon will have to reset this LUN's ring");
             }
+            let message = result.map_or_else(|error| error.to_string(), |()| String::new());
+            self.board
+                .tell(EventKind::Closed, &device.name.name, message);
             return self.forget(id, 0);
         }
         let Some(device) = self.devices.remove(&id) else {
@@ -263,20 +299,40 @@ impl Daemon {
                 lun = device.name.name,
                 "the command ring was damaged again; this LUN is not served until tcmu-runner is restarted"
             );
+            let message = "the command ring was damaged again";
+            self.board.turned(id, LunState::Failed, message);
+            self.board
+                .tell(EventKind::Failed, &device.name.name, message);
             if let Some(ticket) = device.ticket {
                 self.reply(ticket, 0);
             }
         } else {
             tracing::warn!(lun = device.name.name, "resetting the command ring");
+            let message = "the command ring was damaged";
+            self.board
+                .tell(EventKind::RingReset, &device.name.name, message);
             self.open(id, device.name, device.ticket, device.ring_resets + 1, true);
         }
     }
 
-    pub(super) fn changed(&mut self, id: LunId, ticket: Ticket, result: Result<(), Error>) {
+    pub(super) fn changed(
+        &mut self,
+        id: LunId,
+        kind: EventKind,
+        ticket: Ticket,
+        result: Result<(), Error>,
+    ) {
         let status = match (result, self.devices.get(&id)) {
-            (Ok(()), _) => 0,
+            (Ok(()), Some(device)) => {
+                self.board.tell(kind, &device.name.name, "");
+                0
+            }
+            (Ok(()), None) => 0,
             (Err(error), Some(device)) => {
                 tracing::error!(lun = device.name.name, %error, "the change was refused");
+                let message = error.to_string();
+                self.board
+                    .tell(EventKind::ChangeRefused, &device.name.name, message);
                 -error.errno()
             }
             (Err(_), None) => NO_DEVICE,
@@ -284,8 +340,28 @@ impl Daemon {
         self.reply(ticket, status);
     }
 
+    /// The device cannot be served. It ends if the kernel waits for that; otherwise it stays without
+    /// a server.
+    fn fail(&mut self, id: LunId, error: &Error) {
+        let stays = self
+            .devices
+            .get(&id)
+            .is_some_and(|device| device.ticket.is_none() && !device.unwanted);
+        if let Some(device) = self.devices.get(&id) {
+            self.board
+                .tell(EventKind::Failed, &device.name.name, error.to_string());
+        }
+        if stays {
+            self.devices.remove(&id);
+            self.board.turned(id, LunState::Failed, error.to_string());
+        } else {
+            self.forget(id, -error.errno());
+        }
+    }
+
     /// The device is not served any more; tells the kernel `status` if it waits.
     pub(super) fn forget(&mut self, id: LunId, status: i32) {
+        self.board.gone(id);
         if let Some(Device {
             ticket: Some(ticket),
             ..

@@ -4,9 +4,12 @@
 //! blocks on a backstore: images are opened on a pool of threads, and everything about a LUN that is
 //! attached happens on its reactor.
 
+pub(crate) mod board;
 mod device;
 mod devices;
 mod open;
+mod petition;
+mod petitions;
 mod report;
 mod system;
 
@@ -22,11 +25,15 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcmu::discovery::{DeviceName, Sysfs};
 use tcmu::netlink::{Event, Netlink, NetlinkError};
 
+pub(crate) use self::petition::{MediumChange, Petition, Petitioner};
+
+use self::board::Board;
 use self::device::{Device, Next, Phase};
 use self::report::{Report, Reporter};
 use self::system::{catch_signals, load_module, release_predecessors_waiters};
 use crate::config::Config;
 use crate::copy::{ConfigfsAccess, Directory};
+use crate::dbus;
 use crate::reactor::{BlockingPool, LunId, ReactorHandle};
 use crate::registry::Registry;
 use crate::run_dir::RunDir;
@@ -59,6 +66,9 @@ pub(crate) struct Daemon {
     reporter: Reporter,
     reports: Receiver<Report>,
     signals: UnixStream,
+    board: Arc<Board>,
+    /// Handlers in other processes.
+    externals: Arc<dbus::Externals>,
     stopping: Option<Instant>,
 }
 
@@ -129,17 +139,26 @@ impl Daemon {
             reporter,
             reports: inbox,
             signals,
+            board: Arc::default(),
+            externals: Arc::default(),
             stopping: None,
         })
     }
 
-    /// Serves until a signal says to stop, and everything is in order.
-    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+    /// Serves until a signal says to stop, and everything is in order; offers the D-Bus service
+    /// meanwhile if `on_bus`.
+    pub(crate) fn run(mut self, on_bus: bool) -> anyhow::Result<()> {
         self.resync().context("looking for devices")?;
         self.sysfs
             .module()
             .block_netlink(false)
             .context("unblocking TCMU's netlink interface")?;
+        // Images are still being opened, and new devices are answered from now on. Who finds the name
+        // on the bus can use it.
+        let _service = on_bus
+            .then(|| self.offer_on_bus())
+            .transpose()
+            .context("starting the D-Bus service")?;
         tracing::info!(
             reactors = self.reactors.len(),
             handlers = ?self.registry,

@@ -8,6 +8,7 @@ use tcmu::ring::Ring;
 use tcmu::uio::Uio;
 use tcmu_handler::Error;
 
+use crate::meter::Meter;
 use crate::reactor::{LunId, MakeLun};
 use crate::registry::{OpenDevice, Registry};
 
@@ -27,6 +28,7 @@ pub(super) fn open_device(
     sysfs: &Sysfs,
     id: LunId,
     reset: Reset,
+    meter: Arc<Meter>,
 ) -> Result<MakeLun, Error> {
     let device = sysfs
         .device(id)
@@ -55,5 +57,6 @@ pub(super) fn open_device(
         uio,
         mapping,
         backstore,
+        meter,
     })
 }

@@ -7,6 +7,8 @@ use rustix::fd::OwnedFd;
 use tcmu::netlink::Ticket;
 use tcmu_handler::Error;
 
+use super::board::EventKind;
+use super::petition::Petition;
 use crate::reactor::{LunId, MakeLun, Notice};
 
 /// What other threads report to the daemon's.
@@ -29,11 +31,15 @@ pub(super) enum Report {
     /// A change that the kernel waits for was made, or refused.
     Changed {
         id: LunId,
+        /// What it is.
+        kind: EventKind,
         ticket: Ticket,
         result: Result<(), Error>,
     },
     /// A reactor noticed something.
     Notice(Notice),
+    /// Somebody asks for something.
+    Petition(Petition),
 }
 
 /// Reports from any thread, with a bell.

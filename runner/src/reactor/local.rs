@@ -78,7 +78,7 @@ impl LocalReactor {
         })?;
         self.reactor.attach(id, |context| {
             context.introduce(&mut unit, name.clone().into());
-            Ok(lun(name, device, ring, unit, None, context))
+            Ok(lun(name, device, ring, unit, None, Arc::default(), context))
         })
     }
 

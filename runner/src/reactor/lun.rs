@@ -23,6 +23,7 @@ use super::tasks::Tasks;
 use crate::copy::{Directory, RemoteCopy};
 use crate::device_server::{CopyFailure, LogicalUnit, Request, Response};
 use crate::identity::LateNames;
+use crate::meter::Meter;
 
 /// Something to be done once, apart from commands.
 pub(crate) type Errand = Pin<Box<dyn Future<Output = ()>>>;
@@ -106,6 +107,7 @@ pub(crate) fn lun<B: Backstore>(
     ring: Ring,
     unit: LogicalUnit<B>,
     names: Option<LateNames>,
+    meter: Arc<Meter>,
     context: Context,
 ) -> Box<dyn Lun> {
     let unit = Rc::new(unit);
@@ -136,6 +138,7 @@ pub(crate) fn lun<B: Backstore>(
         ring,
         unit,
         memory,
+        meter,
         context,
         serve,
         tasks: Tasks::new(),
@@ -156,6 +159,7 @@ struct Served<B, F, S> {
     ring: Ring,
     unit: Rc<LogicalUnit<B>>,
     memory: Arc<dyn Memory>,
+    meter: Arc<Meter>,
     context: Context,
     /// Makes the task of a command.
     serve: S,
@@ -315,6 +319,7 @@ where
         if !forgotten {
             self.failed.clear();
         }
+        self.meter.commands(self.completed, self.in_flight());
         let finished = mem::take(&mut self.finished);
         self.ring.publish().then_some(finished)
     }
@@ -338,10 +343,12 @@ where
 
     fn resize(&self, size: u64, done: Done) -> Errand {
         let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+        let meter = Arc::clone(&self.meter);
         Box::pin(async move {
             let resized = caught(async {
                 unit.backstore().resize(&io, size).await?;
                 unit.set_size(size);
+                meter.resized(size);
                 Ok(())
             });
             done(resized.await);

@@ -31,7 +31,7 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A running `tcmu-runner --no-dbus`. Dropped, it is killed, and its log is printed, so that a
+/// A running `tcmu-runner`. Dropped, it is killed, and its log is printed, so that a
 /// failed test shows it.
 #[derive(Debug)]
 pub struct Daemon {
@@ -40,12 +40,25 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it and waits until it says that it is ready.
+    /// Starts it without D-Bus and waits until it says that it is ready.
     ///
     /// # Errors
     /// If it ends or stays silent instead.
     pub fn start() -> anyhow::Result<Self> {
-        let mut daemon = Self::spawn()?;
+        Self::spawn(&["--no-dbus"])?.await_ready()
+    }
+
+    /// Starts it with D-Bus, where there may be a bus or not, and waits until it says that it is
+    /// ready.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on_bus() -> anyhow::Result<Self> {
+        Self::spawn(&[])?.await_ready()
+    }
+
+    fn await_ready(self) -> anyhow::Result<Self> {
+        let mut daemon = self;
         let deadline = Instant::now() + PATIENCE;
         while !daemon.log().lines().any(|line| line.contains(" ready ")) {
             if let Some(status) = daemon.process.try_wait()? {
@@ -64,12 +77,12 @@ impl Daemon {
     /// # Errors
     /// If it is still running after half a minute.
     pub fn start_expecting_end() -> anyhow::Result<(ExitStatus, String)> {
-        let mut daemon = Self::spawn()?;
+        let mut daemon = Self::spawn(&["--no-dbus"])?;
         let status = daemon.wait()?;
         Ok((status, daemon.log()))
     }
 
-    fn spawn() -> anyhow::Result<Self> {
+    fn spawn(arguments: &[&str]) -> anyhow::Result<Self> {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = PathBuf::from(format!(
             "/run/guest-test-daemon-{}-{number}.log",
@@ -77,7 +90,7 @@ impl Daemon {
         ));
         let out = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let process = Command::new(program("tcmu-runner")?)
-            .arg("--no-dbus")
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)

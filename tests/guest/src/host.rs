@@ -22,7 +22,7 @@ const MEMORY_MB: u32 = 2048;
 /// CPUs of the guests that can have more than one.
 const CPUS: u32 = 2;
 /// Environment variables that reach the tests.
-const PASSED_ON: &[&str] = &["RUST_LOG", "RUST_BACKTRACE"];
+const PASSED_ON: &[&str] = &["RUST_LOG", "RUST_BACKTRACE", "TCMU_STORM_DEVICES"];
 
 pub(crate) fn run() -> ExitCode {
     let mut args = Arguments::from_args();

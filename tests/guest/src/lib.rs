@@ -26,10 +26,11 @@
 //! ```
 //!
 //! The modules are what tests need again and again: [`sh`] for commands with the exit code that is
-//! expected of them, [`daemon`] for the runner, [`lun`] for LUNs.
+//! expected of them, [`daemon`] for the runner, [`bus`] for D-Bus, [`lun`] for LUNs.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod bus;
 pub mod daemon;
 mod events;
 mod host;

@@ -131,13 +131,7 @@ impl Disk {
     /// # Errors
     /// If the write or the flush fails.
     pub fn write(&self, offset: u64, value: u8) -> anyhow::Result<()> {
-        let file = File::options()
-            .write(true)
-            .open(&self.path)
-            .context(self.path().to_owned())?;
-        file.write_all_at(&[value; BLOCK], offset)
-            .context("write")?;
-        file.sync_all().context("flush")
+        write(&self.path, offset, value)
     }
 
     /// Whether the block at an offset holds this byte value throughout, asking the LUN, not the
@@ -146,11 +140,7 @@ impl Disk {
     /// # Errors
     /// If the read fails.
     pub fn holds(&self, offset: u64, value: u8) -> anyhow::Result<bool> {
-        sh::run(&["blockdev", "--flushbufs", self.path()])?;
-        let file = File::open(&self.path).context(self.path().to_owned())?;
-        let mut block = [!value; BLOCK];
-        file.read_exact_at(&mut block, offset).context("read")?;
-        Ok(block.iter().all(|&b| b == value))
+        holds(&self.path, offset, value)
     }
 
     /// Deletes the LUN; the disk must be gone then.
@@ -166,8 +156,38 @@ impl Disk {
     }
 }
 
-/// What [`Disk::write`] writes and [`Disk::holds`] reads, in bytes.
+/// What [`write`] writes and [`holds`] reads, in bytes.
 const BLOCK: usize = 4096;
+
+/// As [`Disk::write`], on any disk.
+///
+/// # Errors
+/// If the write or the flush fails.
+pub fn write(disk: &Path, offset: u64, value: u8) -> anyhow::Result<()> {
+    let file = File::options()
+        .write(true)
+        .open(disk)
+        .with_context(|| disk.display().to_string())?;
+    file.write_all_at(&[value; BLOCK], offset)
+        .context("write")?;
+    file.sync_all().context("flush")
+}
+
+/// As [`Disk::holds`], on any disk.
+///
+/// # Errors
+/// If the read fails.
+pub fn holds(disk: &Path, offset: u64, value: u8) -> anyhow::Result<bool> {
+    sh::run(&[
+        "blockdev".as_ref(),
+        "--flushbufs".as_ref(),
+        disk.as_os_str(),
+    ])?;
+    let file = File::open(disk).with_context(|| disk.display().to_string())?;
+    let mut block = [!value; BLOCK];
+    file.read_exact_at(&mut block, offset).context("read")?;
+    Ok(block.iter().all(|&b| b == value))
+}
 
 impl Drop for Disk {
     fn drop(&mut self) {

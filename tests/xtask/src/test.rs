@@ -13,6 +13,8 @@ use crate::{cargo, kernel, packages, print};
 
 /// What the tests run in the guest and beside it.
 const PACKAGES: &[&str] = &[
+    "dbus",
+    "dbus-bin",
     "e2fsprogs",
     "fio",
     "iproute2",
@@ -22,6 +24,7 @@ const PACKAGES: &[&str] = &[
     "open-iscsi",
     "qemu-utils",
     "sg3-utils",
+    "targetcli-fb",
     "user-mode-linux",
 ];
 

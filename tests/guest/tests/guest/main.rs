@@ -4,6 +4,7 @@
 mod bad_input;
 mod commands;
 mod copy;
+mod dbus;
 mod disk;
 mod format;
 mod iscsi;

@@ -1,0 +1,291 @@
+//! What the daemon shows of itself: the state of every LUN, and what has happened.
+//!
+//! The daemon's thread writes; whoever tells people or programs reads (D-Bus today). This is the one
+//! place that they look at, so that they all tell the same.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tcmu::discovery::DeviceName;
+use zruntime::{Event as Bell, EventListener};
+
+use crate::meter::{Meter, Reading};
+use crate::reactor::LunId;
+
+/// How many events are kept for those who look later.
+const KEPT_EVENTS: usize = 1024;
+
+/// Where a LUN stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LunState {
+    /// Its image is being opened.
+    Opening,
+    /// Commands are executed.
+    Serving,
+    /// What is in flight is being finished; later commands wait in the kernel.
+    Leaving,
+    /// It exists in the kernel and is not served.
+    Failed,
+}
+
+impl LunState {
+    /// The state's name in interfaces.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Serving => "serving",
+            Self::Leaving => "leaving",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A LUN as it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct LunStatus {
+    pub(crate) id: LunId,
+    pub(crate) name: DeviceName,
+    pub(crate) state: LunState,
+    /// Why it stands there; empty where that needs no words.
+    pub(crate) reason: String,
+    /// Since when it stands there.
+    pub(crate) since: SystemTime,
+    /// The number of the reactor that serves it.
+    pub(crate) reactor: usize,
+    /// How often its ring has been reset because it was damaged.
+    pub(crate) ring_resets: u32,
+    pub(crate) reading: Reading,
+}
+
+/// What kind of thing has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    /// A LUN is served from now on.
+    Serving,
+    /// A LUN cannot be served, or not any more.
+    Failed,
+    /// A LUN is not served any more, as it was asked for.
+    Closed,
+    /// A LUN has another size.
+    Resized,
+    /// A LUN's write cache was switched.
+    WriteCache,
+    /// A change of a LUN was refused.
+    ChangeRefused,
+    /// A damaged ring is being reset.
+    RingReset,
+    /// The handlers that other processes registered have changed.
+    Handlers,
+}
+
+impl EventKind {
+    /// The kind's name in interfaces.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Failed => "failed",
+            Self::Closed => "closed",
+            Self::Resized => "resized",
+            Self::WriteCache => "write-cache",
+            Self::ChangeRefused => "change-refused",
+            Self::RingReset => "ring-reset",
+            Self::Handlers => "handlers",
+        }
+    }
+}
+
+/// Something that has happened.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    /// Counts up from 1 over the daemon's life.
+    pub(crate) sequence: u64,
+    pub(crate) time: SystemTime,
+    pub(crate) kind: EventKind,
+    /// The LUN's name; empty where it concerns none.
+    pub(crate) lun: String,
+    /// In words.
+    pub(crate) message: String,
+}
+
+/// The daemon's notice board.
+#[derive(Default)]
+pub(crate) struct Board {
+    content: Mutex<Content>,
+    bell: Bell,
+}
+
+#[derive(Default)]
+struct Content {
+    luns: BTreeMap<LunId, Entry>,
+    events: VecDeque<Event>,
+    latest: u64,
+}
+
+struct Entry {
+    name: DeviceName,
+    state: LunState,
+    reason: String,
+    since: SystemTime,
+    reactor: usize,
+    ring_resets: u32,
+    meter: Arc<Meter>,
+}
+
+impl Board {
+    /// A LUN is being opened.
+    pub(super) fn opening(
+        &self,
+        id: LunId,
+        name: &DeviceName,
+        reactor: usize,
+        ring_resets: u32,
+        meter: Arc<Meter>,
+    ) {
+        let entry = Entry {
+            name: name.clone(),
+            state: LunState::Opening,
+            reason: String::new(),
+            since: SystemTime::now(),
+            reactor,
+            ring_resets,
+            meter,
+        };
+        self.content().luns.insert(id, entry);
+    }
+
+    /// A LUN's state has changed.
+    pub(super) fn turned(&self, id: LunId, state: LunState, reason: impl Into<String>) {
+        if let Some(entry) = self.content().luns.get_mut(&id) {
+            entry.state = state;
+            entry.reason = reason.into();
+            entry.since = SystemTime::now();
+        }
+    }
+
+    /// A LUN is no longer ours.
+    pub(super) fn gone(&self, id: LunId) {
+        self.content().luns.remove(&id);
+    }
+
+    /// Something has happened.
+    pub(super) fn tell(&self, kind: EventKind, lun: &str, message: impl Into<String>) {
+        let mut content = self.content();
+        content.latest += 1;
+        let event = Event {
+            sequence: content.latest,
+            time: SystemTime::now(),
+            kind,
+            lun: lun.to_owned(),
+            message: message.into(),
+        };
+        if content.events.len() == KEPT_EVENTS {
+            content.events.pop_front();
+        }
+        content.events.push_back(event);
+        drop(content);
+        self.bell.notify(usize::MAX);
+    }
+
+    /// All LUNs, in the order of their ids.
+    pub(crate) fn luns(&self) -> Vec<LunStatus> {
+        let content = self.content();
+        let status = |(id, entry): (&LunId, &Entry)| LunStatus {
+            id: *id,
+            name: entry.name.clone(),
+            state: entry.state,
+            reason: entry.reason.clone(),
+            since: entry.since,
+            reactor: entry.reactor,
+            ring_resets: entry.ring_resets,
+            reading: entry.meter.read(),
+        };
+        content.luns.iter().map(status).collect()
+    }
+
+    /// The sequence number of the latest event.
+    pub(crate) fn latest(&self) -> u64 {
+        self.content().latest
+    }
+
+    /// The oldest events after `sequence` that are still kept, `most` of them at the most.
+    pub(crate) fn events_after(&self, sequence: u64, most: usize) -> Vec<Event> {
+        let content = self.content();
+        let start = content
+            .events
+            .partition_point(|event| event.sequence <= sequence);
+        content.events.range(start..).take(most).cloned().collect()
+    }
+
+    /// Completes with the next event after this call.
+    pub(crate) fn next_event(&self) -> EventListener {
+        self.bell.listen()
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> DeviceName {
+        "tcm-user/3/disk/file//x.img".parse().unwrap()
+    }
+
+    #[test]
+    fn shows_the_state_and_the_figures_of_the_moment() {
+        let board = Board::default();
+        let meter = Arc::new(Meter::default());
+        board.opening(7, &name(), 1, 2, Arc::clone(&meter));
+        assert_eq!(board.luns()[0].state, LunState::Opening);
+        meter.opened(4096, 512);
+        meter.commands(5, 3);
+        board.turned(7, LunState::Failed, "no such file");
+        let lun = &board.luns()[0];
+        assert_eq!((lun.id, lun.reactor, lun.ring_resets), (7, 1, 2));
+        assert_eq!(
+            (lun.state, &*lun.reason),
+            (LunState::Failed, "no such file")
+        );
+        assert_eq!(
+            lun.reading,
+            Reading {
+                size: 4096,
+                block_size: 512,
+                completed: 5,
+                in_flight: 3
+            }
+        );
+        board.gone(7);
+        assert!(board.luns().is_empty());
+        // News of a LUN that is gone is no news.
+        board.turned(7, LunState::Serving, "");
+        assert!(board.luns().is_empty());
+    }
+
+    #[test]
+    fn keeps_the_latest_events_in_order() {
+        let board = Board::default();
+        assert!(board.events_after(0, 10).is_empty());
+        let many = u64::try_from(KEPT_EVENTS).unwrap() + 5;
+        for number in 1..=many {
+            board.tell(EventKind::Serving, "disk", number.to_string());
+        }
+        assert_eq!(board.latest(), many);
+        let sequences = |after, most| {
+            let events = board.events_after(after, most);
+            events
+                .iter()
+                .map(|event| event.sequence)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sequences(0, 2), [6, 7]);
+        assert_eq!(sequences(8, 2), [9, 10]);
+        assert_eq!(sequences(many - 1, 10), [many]);
+        assert!(sequences(many, 10).is_empty());
+        assert_eq!(board.events_after(0, usize::MAX).len(), KEPT_EVENTS);
+    }
+}

@@ -1,0 +1,54 @@
+//! What others in this process ask for, and the D-Bus service that brings most of it.
+
+use std::sync::Arc;
+
+use tcmu_handler::{Error, ErrorKind};
+
+use super::board::EventKind;
+use super::petition::{Petition, Petitioner};
+use super::{Daemon, dbus};
+
+impl Daemon {
+    /// Starts the D-Bus service.
+    pub(super) fn offer_on_bus(&self) -> std::io::Result<dbus::Service> {
+        dbus::Service::start(dbus::Backend {
+            registry: Arc::clone(&self.registry),
+            board: Arc::clone(&self.board),
+            externals: Arc::clone(&self.externals),
+            petitioner: Petitioner(self.reporter.clone()),
+        })
+    }
+
+    pub(super) fn hear_petition(&mut self, petition: Petition) {
+        match petition {
+            Petition::HandlersChanged => {
+                let external = self.externals.subtypes();
+                self.board.tell(
+                    EventKind::Handlers,
+                    "",
+                    format!("other processes: {external:?}"),
+                );
+                if let Err(error) = self.note_handlers() {
+                    tracing::warn!(%error, "tcmuctl does not learn which handlers there are");
+                }
+            }
+            Petition::ChangeMedium(change) => {
+                (change.done)(Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{} is served and keeps its image: delete the LUN and create it anew",
+                        change.lun
+                    ),
+                )));
+            }
+        }
+    }
+
+    /// Leaves a note of the handlers that there are, here and in other processes.
+    pub(super) fn note_handlers(&self) -> std::io::Result<()> {
+        let external = self.externals.subtypes();
+        let own = self.registry.help().map(|(subtype, _)| subtype);
+        self.run_dir
+            .note_handlers(own.chain(external.iter().map(String::as_str)))
+    }
+}
