@@ -17,9 +17,10 @@ use crate::meter::Meter;
 use crate::reactor::{self, MakeLun};
 
 /// The longest transfer in bytes that every LUN takes. LIO's `hw_max_sectors` of a user backstore is
-/// 64 KiB unless somebody sets it, nothing depends on it, and some initiators do not ask before they
-/// send more.
-const LEAST_MAX_TRANSFER: u32 = 4 << 20;
+/// 64 KiB unless somebody sets it, and nothing depends on it; while some initiators do not ask before
+/// they send more. The entry of such a command fits into a ring of 1 MiB, however scattered its data
+/// are.
+const LEAST_MAX_TRANSFER: u32 = 32 << 20;
 
 /// The handlers of a runner.
 #[derive(Default)]

@@ -167,7 +167,8 @@ impl<B: Backstore> LogicalUnit<B> {
     }
 
     /// SYNCHRONIZE CACHE (10) and (16): SBC-3, 5.22 and 5.23. The whole cache is flushed, whatever the
-    /// range, and before the command ends even with IMMED, so that an error reaches the initiator.
+    /// range, and before the command ends even with IMMED: an error that is found later would go to
+    /// whoever sends the next command, as TCMU does not say which initiator that is.
     pub(super) async fn synchronize_cache(&self, io: &Io, cdb: &[u8]) -> Answer {
         let command = BlockCommand::new(cdb)?;
         self.unit.extent(command.lba, command.blocks)?;

@@ -30,7 +30,9 @@ impl<B: Backstore> LogicalUnit<B> {
     pub(super) async fn compare_and_write(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
         let extent = self.unit.extent(command.lba, command.blocks)?;
-        if command.blocks > self.unit.max_compare_and_write_blocks().into() {
+        // Data for no blocks: the number of blocks does not fit into the field.
+        let overflow = command.blocks == 0 && !data.is_empty();
+        if overflow || command.blocks > self.unit.max_compare_and_write_blocks().into() {
             return Err(Sense::invalid_cdb_field(LENGTH_FIELD, None).into());
         }
         // Bounded by the number of blocks.

@@ -5,7 +5,8 @@ use tcmu_handler::{Backstore, Buffer, Io, WriteFlags};
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Response};
-use super::scratch::{give_way, pieces};
+use super::scratch::pieces;
+use super::yielding::yield_now;
 
 /// How many bytes are combined at a time: they are copied to the stack for that.
 const COMBINED_AT_ONCE: usize = 4096;
@@ -28,7 +29,7 @@ impl<B: Backstore> LogicalUnit<B> {
             // Within the buffer, whose length is the range's.
             let done = (piece.offset - extent.offset) as usize;
             if done != 0 {
-                give_way().await;
+                yield_now().await;
             }
             let found = scratch
                 .read(io, &self.backstore, piece)

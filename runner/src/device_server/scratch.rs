@@ -1,10 +1,7 @@
 //! Memory for commands that look at the bytes on the medium themselves, a piece at a time.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::io;
-use std::mem::replace;
-use std::task::Poll;
 
 use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io, OwnedBuffer, WriteFlags};
 
@@ -35,19 +32,6 @@ pub(super) fn pieces(extent: Extent, len: u64) -> impl Iterator<Item = Extent> {
         offset += len;
         (len != 0).then_some(piece)
     })
-}
-
-/// Lets other commands run: for work that may never wait, since some backstores do not.
-pub(super) async fn give_way() {
-    let mut given_way = false;
-    poll_fn(|context| {
-        if replace(&mut given_way, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// The scratch memory of a unit; taken from the system as it is needed, and kept.

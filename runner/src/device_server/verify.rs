@@ -6,7 +6,8 @@ use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io};
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Failure, Response};
-use super::scratch::{Piece, give_way, pieces};
+use super::scratch::{Piece, pieces};
+use super::yielding::yield_now;
 
 /// BYTCHK, in the flags of a command.
 const BYTCHK: u8 = 0x06;
@@ -127,7 +128,7 @@ impl<B: Backstore> LogicalUnit<B> {
         for piece in pieces(extent, self.unit.piece_len()) {
             let done = piece.offset - extent.offset;
             if done != 0 {
-                give_way().await;
+                yield_now().await;
             }
             let found = scratch
                 .read(io, &self.backstore, piece)

@@ -6,8 +6,8 @@ use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io, WriteFlags, 
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Failure, Response};
-use super::scratch::give_way;
 use super::unit::Unit;
+use super::yielding::yield_now;
 
 /// UNMAP: the blocks may be unmapped if they then read as the pattern.
 const UNMAP: u8 = 0x08;
@@ -87,7 +87,7 @@ impl<B: Backstore> LogicalUnit<B> {
         let mut all_durable = true;
         while offset < extent.end() {
             if offset != extent.offset {
-                give_way().await;
+                yield_now().await;
             }
             let now = (extent.end() - offset).min(len as u64);
             let part = repeated

@@ -112,6 +112,9 @@ fn the_limit_is_that_of_the_field_or_of_the_backstore() {
             assert_eq!(refused.sense.unwrap().field.unwrap().byte, 13);
         }
     }
+    // 256 blocks do not fit into the field.
+    let refused = Target::new().run(&swap(0, 0, 0), &testing::buffer(512 * BLOCK));
+    assert_illegal(refused, AdditionalSense::INVALID_FIELD_IN_CDB);
     // Less than a block cannot be swapped by the backstore.
     let mut small = native();
     small.compare_and_write = 100;
