@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use tcmu_handler_file::FileHandler;
 use tcmu_handler_null::NullHandler;
+use tcmu_handler_qcow::QcowHandler;
 use tcmu_handler_ram::RamHandler;
 
 fn main() -> ExitCode {
     let mut handlers = tcmu_runner::Registry::new();
     handlers.add(FileHandler);
     handlers.add(NullHandler);
+    handlers.add(QcowHandler);
     handlers.add(RamHandler);
     tcmu_runner::main(handlers)
 }

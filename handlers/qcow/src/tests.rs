@@ -1,0 +1,29 @@
+//! The engine against qemu's, against power cuts, failing files and hostile images.
+
+mod differential;
+mod engine;
+mod faults;
+mod model;
+mod power_cut;
+mod qemu;
+mod variants;
+mod workload;
+
+use std::path::Path;
+
+use tcmu_handler::{Handler, OpenRequest, Result};
+
+use crate::{QcowHandler, QcowImage};
+
+/// The configuration string of a path.
+fn config(path: &Path, options: &str) -> String {
+    format!("{}{options}", path.to_str().unwrap())
+}
+
+fn open(path: &Path, options: &str, size: u64) -> Result<QcowImage> {
+    QcowHandler.open(&OpenRequest {
+        config: config(path, options).parse()?,
+        size,
+        block_size: 512,
+    })
+}

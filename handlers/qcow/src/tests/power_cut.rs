@@ -1,0 +1,252 @@
+//! Power cuts at every point of a workload: unflushed writes may be lost, torn and out of order.
+//!
+//! After each the image has no errors (leaks aside), and shows what was flushed.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use tempfile::tempdir;
+
+use super::engine::{Disordered, Random, Record};
+use super::model::{Allowed, SECTOR};
+use super::variants::{SIZE, VARIANTS};
+use super::workload::{Workload, close, read_all, run};
+use super::{open, qemu};
+use crate::bitmap;
+use crate::check::{Contents, check};
+use crate::lock::Claim;
+use crate::open::read_header;
+use crate::snapshot;
+use crate::storage::Storage;
+
+/// What a cut leaves of what was not flushed.
+#[derive(Clone, Copy, Debug)]
+enum Left {
+    Nothing,
+    Everything,
+    SomeWrites,
+    SomeSectors,
+}
+
+/// The files of an image on a medium.
+#[derive(Clone)]
+struct Medium {
+    files: HashMap<i32, (PathBuf, Vec<u8>)>,
+}
+
+impl Medium {
+    fn apply(&mut self, record: &Record, keep: &mut dyn FnMut() -> bool) {
+        let (file, offset, bytes) = match record {
+            Record::Write {
+                file,
+                offset,
+                bytes,
+                ..
+            } => (*file, *offset, bytes.clone()),
+            Record::Zero { file, offset, len } => {
+                // What lies behind the end of the file is zero already.
+                let end = self.files[file].1.len() as u64;
+                let len = (*len).min(end.saturating_sub(*offset));
+                (*file, *offset, vec![0; len as usize])
+            }
+            Record::Sync { .. } => return,
+        };
+        let (_, medium) = self.files.get_mut(&file).unwrap();
+        let mut at = offset as usize;
+        // Sectors are aligned on the medium, whatever the write.
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let len = (SECTOR - at % SECTOR).min(rest.len());
+            let (now, later) = rest.split_at(len);
+            if keep() {
+                if medium.len() < at + len {
+                    medium.resize(at + len, 0);
+                }
+                medium[at..at + len].copy_from_slice(now);
+            }
+            at += len;
+            rest = later;
+        }
+    }
+
+    /// What is there after a cut behind `log`.
+    fn after(&self, log: &[Record], left: Left, random: &mut Random) -> Self {
+        let mut covered: HashMap<i32, usize> = HashMap::new();
+        for record in log {
+            if let Record::Sync { file, covers } = record {
+                let known = covered.entry(*file).or_default();
+                *known = (*known).max(*covers);
+            }
+        }
+        let mut medium = self.clone();
+        for (number, record) in log.iter().enumerate() {
+            let (file, durable) = match record {
+                Record::Write { file, durable, .. } => (file, *durable),
+                Record::Zero { file, .. } | Record::Sync { file, .. } => (file, false),
+            };
+            let safe = durable || covered.get(file).is_some_and(|end| number < *end);
+            let whole = random.one_in(2);
+            medium.apply(record, &mut || match left {
+                _ if safe => true,
+                Left::Nothing => false,
+                Left::Everything => true,
+                Left::SomeWrites => whole,
+                Left::SomeSectors => random.one_in(2),
+            });
+        }
+        medium
+    }
+
+    fn store(&self, folder: &Path) {
+        for (name, bytes) in self.files.values() {
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+    }
+}
+
+/// Checks an image with the engine's own checker; returns what is wrong.
+fn errors(path: &Path) -> Vec<String> {
+    let storage = Storage::open(path, Claim::Read).unwrap();
+    let (header, _) = read_header(&storage).unwrap();
+    let (snapshots, snapshot_table) = snapshot::read(&storage, &header).unwrap();
+    let contents = Contents {
+        snapshots,
+        snapshot_table,
+        bitmaps: bitmap::read(&storage, &header).unwrap(),
+    };
+    let report = check(&storage, &header, &contents).unwrap();
+    match report.errors + report.too_low {
+        0 => Vec::new(),
+        _ => report.words,
+    }
+}
+
+/// Panics if a sector shows what it cannot.
+fn compare(shown: &[u8], allowed: &Allowed<'_>, what: &str) {
+    for (sector, bytes) in shown.chunks(SECTOR).enumerate() {
+        assert!(
+            allowed.allows(sector, bytes),
+            "{what}: sector {sector} is neither as it was nor as it was to be"
+        );
+    }
+}
+
+fn cut(name: &str, requests: usize, cuts: usize) {
+    let variant = VARIANTS.iter().find(|variant| variant.name == name);
+    let variant = variant.unwrap_or_else(|| panic!("no variant {name}"));
+    let folder = tempdir().unwrap();
+    let path = variant.make(folder.path());
+    let before = qemu::contents(&path);
+    for depth in [4, 24] {
+        let seed = depth as u64 * 31 + requests as u64;
+        let mut random = Random::new(seed);
+        // Another folder of the same depth: relative names work in both.
+        let after = tempdir().unwrap();
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), after.path().join(entry.file_name())).unwrap();
+        }
+        let image = open(&path, "", SIZE).unwrap();
+        let mut medium = Medium {
+            files: HashMap::new(),
+        };
+        let disk = &image.top.disk;
+        for storage in [Some(&disk.storage), disk.data.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            // What opening has written is durable.
+            let bytes = std::fs::read(&storage.path).unwrap();
+            let name = PathBuf::from(storage.path.file_name().unwrap());
+            medium.files.insert(storage.file.as_raw_fd(), (name, bytes));
+        }
+        let engine = Disordered::new(seed);
+        engine.logs.set(true);
+        let mut model = before.clone();
+        let workload = Workload {
+            seed,
+            depth,
+            requests,
+            longest: 96 << 10,
+        };
+        let outcome = run(&engine, &image, &mut model, workload);
+        assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+        close(&engine, &image).unwrap();
+        drop(image);
+        let log = engine.take_log();
+
+        for number in 0..cuts {
+            let position = log.len() * number / (cuts - 1);
+            let left = match number % 5 {
+                0 => Left::Nothing,
+                1 => Left::Everything,
+                2 => Left::SomeWrites,
+                _ => Left::SomeSectors,
+            };
+            let what = format!(
+                "{name}, depth {depth}, cut at {position} of {}, {left:?}",
+                log.len()
+            );
+            medium
+                .after(&log[..position], left, &mut random)
+                .store(after.path());
+            let crashed = after.path().join("a.qcow2");
+            let errors = errors(&crashed);
+            assert!(errors.is_empty(), "{what}: {errors:?}");
+            let image = open(&crashed, ";readonly=on", SIZE).unwrap();
+            let shown = read_all(&Disordered::new(1), &image).unwrap();
+            drop(image);
+            let allowed = Allowed::new(&outcome.history, position, &before);
+            compare(&shown, &allowed, &what);
+            if number % 16 == 3 {
+                qemu::check(&crashed, true);
+                // What was cut off can be used on.
+                let image = open(&crashed, "", SIZE).unwrap();
+                let mut model = shown;
+                let engine = Disordered::new(2);
+                let again = Workload {
+                    requests: 40,
+                    ..workload
+                };
+                run(&engine, &image, &mut model, again);
+                close(&engine, &image).unwrap();
+                drop(image);
+                qemu::check(&crashed, true);
+                assert!(qemu::contents(&crashed) == model, "{what}: after going on");
+            }
+        }
+        // The next depth begins with the same image.
+        medium.store(folder.path());
+    }
+}
+
+macro_rules! cuts {
+    ($($test:ident: $name:literal;)+) => {
+        $(#[test]
+        fn $test() {
+            cut($name, 100, 120);
+        })+
+    };
+}
+
+cuts! {
+    plain: "v3";
+    with_data: "v3 with data";
+    version_2: "v2 with data";
+    tiny_clusters: "clusters of 512";
+    huge_clusters: "clusters of 2M";
+    narrow_refcounts: "refcounts of 1 bit";
+    wide_refcounts: "refcounts of 64 bits";
+    subclusters: "subclusters of 512";
+    subclusters_on_raw: "on raw, subclusters";
+    compressed: "compressed, zlib";
+    on_raw: "on raw";
+    on_raw_version_2: "on raw, v2";
+    on_a_chain: "on a chain";
+    snapshots: "with two snapshots, small clusters";
+    snapshot_of_subclusters: "with a snapshot, subclusters, on raw";
+    preallocated: "preallocated tables";
+    external_data: "external data, on raw";
+    external_data_raw: "external data, raw";
+}

@@ -1,0 +1,102 @@
+//! Writes: in place where the guest's clusters are the image's own, through new clusters elsewhere.
+
+use tcmu_handler::{Buffer, ErrorKind, Io, Result};
+
+use crate::allocate::Payload;
+use crate::entry::State;
+use crate::fault::refused;
+use crate::image::QcowImage;
+use crate::layer::Layer;
+use crate::transfers::Transfers;
+
+/// What is left to do when all transfers of a write have ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct After {
+    /// A mapping that was used is not in the file yet.
+    settle: bool,
+    /// Something that the write relies on is not durable, and has to be.
+    flush: bool,
+    /// Mappings were changed.
+    allocated: bool,
+}
+
+impl QcowImage {
+    /// Stores `buffer` at `offset`.
+    pub(crate) async fn write_data(
+        &self,
+        io: &Io,
+        buffer: Buffer<'_>,
+        offset: u64,
+        fua: bool,
+    ) -> Result<()> {
+        let after = {
+            let _inside = self.writer()?.allocator.grace.enter();
+            let mut transfers = Transfers::new(io);
+            let started = self
+                .start_writing(io, buffer, offset, fua, &mut transfers)
+                .await;
+            transfers.finish().await.and(started)?
+        };
+        if after.flush {
+            self.make_durable(io).await?;
+        } else if after.settle {
+            let Layer { disk, mapping, .. } = &self.top;
+            mapping.settle(io, disk).await?;
+        }
+        if after.allocated {
+            self.tidy(io).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_writing<'a>(
+        &'a self,
+        io: &'a Io,
+        buffer: Buffer<'a>,
+        offset: u64,
+        fua: bool,
+        transfers: &mut Transfers<'a>,
+    ) -> Result<After> {
+        let disk = &self.top.disk;
+        let mut after = After::default();
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let rest = buffer.slice(done..buffer.len()).unwrap_or(buffer);
+            let piece = self.top.find(io, at, rest.len() as u64).await?;
+            let State::Data { host, owned: true } = piece.state else {
+                let payload = Payload::Bytes(rest);
+                done += Box::pin(self.allocate(io, payload, at)).await? as usize;
+                after.allocated = true;
+                after.flush = fua;
+                continue;
+            };
+            self.refuse_tables(host, piece.len)?;
+            after.settle |= piece.dirty;
+            // One durable write is enough if what leads to the data is durable already.
+            let alone = !piece.dirty && disk.barrier.is_settled();
+            after.flush |= fua && !alone;
+            let end = done + piece.len as usize;
+            let part = buffer.slice(done..end).unwrap_or(buffer);
+            transfers.write(disk.data(), part, host, fua && alone).await;
+            done = end;
+        }
+        Ok(after)
+    }
+
+    /// Keeps guest data from the image's own tables, whatever a damaged mapping says.
+    pub(crate) fn refuse_tables(&self, host: u64, len: u64) -> Result<()> {
+        let disk = &self.top.disk;
+        if disk.data.is_none() && self.writer()?.allocator.is_table(host, len) {
+            return Err(refused(
+                ErrorKind::Write,
+                &disk.storage.path,
+                format!(
+                    "the image is corrupt: guest data overlap its tables at {host:#x}; \
+                     `qemu-img check` tells more"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
