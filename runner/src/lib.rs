@@ -25,6 +25,7 @@ mod program;
 mod reactor;
 mod registry;
 mod run_dir;
+mod target_core;
 
 pub use config::Config;
 pub use copy::{Access as CopyAccess, Directory as CopyDirectory};

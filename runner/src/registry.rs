@@ -15,6 +15,7 @@ use crate::identity::{IdentitySource, LateNames};
 use crate::journal::FileJournal;
 use crate::meter::Meter;
 use crate::reactor::{self, MakeLun};
+use crate::target_core::Configfs;
 
 /// The longest transfer in bytes that every LUN takes. LIO's `hw_max_sectors` of a user backstore is
 /// 64 KiB unless somebody sets it, and nothing depends on it; while some initiators do not ask before
@@ -151,6 +152,14 @@ impl<H: Handler> AnyHandler for H {
             .map_err(|error| Error::os("reading the LUN's journal", error))?;
         let folder = dir.path().to_owned();
         let name = uio.name().name.clone();
+        if let Err(error) = dir.notify_task_management() {
+            tracing::warn!(
+                lun = name,
+                %error,
+                "the kernel will not say which commands were aborted: they end when they would have anyway"
+            );
+        }
+        let target_core = Arc::new(Configfs::new(dir.clone()));
         let source = IdentitySource::new(name.clone(), dir);
         let identity = source.read();
         meter.opened(size, block_size.get());
@@ -165,7 +174,8 @@ impl<H: Handler> AnyHandler for H {
                     .with_source(error)
             })?;
             let names = LateNames::after(&identity, source);
-            let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+            let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache)
+                .with_target_core(target_core);
             unit.keep_journal(Arc::new(journal), kept.as_deref());
             context.introduce(&mut unit, folder);
             Ok(reactor::lun(

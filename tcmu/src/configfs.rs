@@ -20,6 +20,10 @@ use std::path::{Path, PathBuf};
 
 use crate::attribute;
 
+mod alua;
+
+pub use alua::{TargetPort, TargetPortGroup};
+
 /// The folder `/sys/kernel/config/target/core/user_<hba>/<name>`.
 ///
 /// All methods fail with [`io::ErrorKind::NotFound`] where the backstore is not there (any
@@ -78,6 +82,37 @@ impl BackstoreDir {
     /// Whether the device shall report a volatile write cache (`emulate_write_cache`).
     pub fn write_cache(&self) -> io::Result<bool> {
         self.flag("attrib/emulate_write_cache")
+    }
+
+    /// Says whether the device reports a volatile write cache, after that was changed by an
+    /// initiator.
+    ///
+    /// The kernel asks the server first, by
+    /// [`Reconfigured`](crate::netlink::Event::Reconfigured): this blocks until whoever hears the
+    /// kernel's events has answered, and must not run on the same thread.
+    ///
+    /// # Errors
+    /// What the server answered, or [`io::ErrorKind::ResourceBusy`] while another such question about
+    /// the device is open.
+    pub fn set_write_cache(&self, enabled: bool) -> io::Result<()> {
+        self.write(
+            "attrib/emulate_write_cache",
+            if enabled { "1" } else { "0" },
+        )
+    }
+
+    /// Has the kernel say by [`TaskManagement`](crate::ring::Entry::TaskManagement) entries of the
+    /// ring which commands were aborted (`tmr_notification`).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] also before Linux 5.9, which cannot.
+    pub fn notify_task_management(&self) -> io::Result<()> {
+        self.write("attrib/tmr_notification", "1")
+    }
+
+    /// Whether the target core answers reservations (`emulate_pr` and `pgr_support`).
+    pub fn serves_reservations(&self) -> io::Result<bool> {
+        Ok(self.flag_or("attrib/emulate_pr", true)? && self.flag_or("attrib/pgr_support", true)?)
     }
 
     /// The whole config string, `<subtype>/<config>`.
@@ -154,6 +189,16 @@ impl BackstoreDir {
         self.value::<i64>(attribute).map(|value| value != 0)
     }
 
+    /// As [`flag`](Self::flag), with a value for kernels that have no such attribute.
+    fn flag_or(&self, attribute: &str, absent: bool) -> io::Result<bool> {
+        match self.flag(attribute) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.exists() => {
+                Ok(absent)
+            }
+            result => result,
+        }
+    }
+
     fn write(&self, attribute: &str, value: &str) -> io::Result<()> {
         attribute::write(&self.path.join(attribute), value)
     }
@@ -180,6 +225,9 @@ mod tests {
             ("attrib/hw_block_size", "4096\n"),
             ("attrib/hw_max_sectors", "128\n"),
             ("attrib/emulate_write_cache", "1\n"),
+            ("attrib/tmr_notification", "0\n"),
+            ("attrib/emulate_pr", "1\n"),
+            ("attrib/pgr_support", "0\n"),
             ("attrib/dev_config", "file//srv/a\n\n"),
             ("wwn/vpd_unit_serial", "T10 VPD Unit Serial Number: \n"),
             ("wwn/vendor_id", "LIO-ORG \n"),
@@ -240,10 +288,32 @@ mod tests {
         assert!(written(&backstore, "action/reset_ring").starts_with('1'));
         backstore.reset_ring(ResetVerdict::CheckCondition).unwrap();
         assert!(written(&backstore, "action/reset_ring").starts_with('2'));
+        backstore.set_write_cache(false).unwrap();
+        assert!(!backstore.write_cache().unwrap());
+        backstore.set_write_cache(true).unwrap();
+        assert!(backstore.write_cache().unwrap());
+        backstore.notify_task_management().unwrap();
+        assert!(written(&backstore, "attrib/tmr_notification").starts_with('1'));
         backstore.set_blocked(true).unwrap();
         assert!(written(&backstore, "action/block_dev").starts_with('1'));
         backstore.set_blocked(false).unwrap();
         assert!(written(&backstore, "action/block_dev").starts_with('0'));
+    }
+
+    #[test]
+    fn reservations_need_both_attributes() {
+        let (root, backstore) = backstore();
+        assert!(!backstore.serves_reservations().unwrap());
+        let attribute = root.path().join("attrib/pgr_support");
+        fs::write(&attribute, "1\n").unwrap();
+        assert!(backstore.serves_reservations().unwrap());
+        // Older kernels have no such switch.
+        fs::remove_file(&attribute).unwrap();
+        assert!(backstore.serves_reservations().unwrap());
+        fs::write(root.path().join("attrib/emulate_pr"), "0\n").unwrap();
+        assert!(!backstore.serves_reservations().unwrap());
+        drop(root);
+        assert!(backstore.serves_reservations().is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One open image.
 
-use crate::{Buffer, Capabilities, Error, ErrorKind, File, Io, Result};
+use crate::{Buffer, Capabilities, CdbAnswer, Error, ErrorKind, File, Io, Result, Usage};
 
 /// A range of an image, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +135,24 @@ pub trait Backstore: Send + 'static {
     async fn prefetch(&self, io: &Io, extent: Extent) -> Result<()> {
         let _ = (io, extent);
         Ok(())
+    }
+
+    /// How much storage the image takes. Called only if [`Capabilities::usage`] is set.
+    async fn usage(&self, io: &Io) -> Result<Usage> {
+        let _ = io;
+        Err(unsupported("usage"))
+    }
+
+    /// Answers a SCSI command of a device that is no disk. Called only if
+    /// [`Capabilities::device_type`] is set, then for every command that reaches the runner.
+    ///
+    /// `cdb` is as long as its operation code says; `data` is the memory for the command's data, in or
+    /// out, as long as the initiator said, and may hold anything before. With `None` the runner
+    /// answers what all device types have in common (INQUIRY, REQUEST SENSE, TEST UNIT READY, REPORT
+    /// SUPPORTED OPERATION CODES and others) and refuses the rest.
+    async fn handle_cdb(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Option<CdbAnswer> {
+        let _ = (io, cdb, data);
+        None
     }
 
     /// Prepares for a LUN of `size` bytes: grows the image where that is the handler's business, or

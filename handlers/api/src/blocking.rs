@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use crate::{
-    Backstore, BlockStatus, Buffer, Capabilities, Comparison, Error, ErrorKind, Extent, Io,
-    OwnedBuffer, Result, WriteFlags, ZeroFlags,
+    Backstore, BlockStatus, Buffer, Capabilities, CdbAnswer, Comparison, Error, ErrorKind, Extent,
+    Io, OwnedBuffer, Result, Usage, WriteFlags, ZeroFlags,
 };
 
 /// [`Backstore`] with functions that may block.
@@ -99,6 +99,23 @@ pub trait BlockingBackstore: Send + Sync + 'static {
     fn prefetch(&self, extent: Extent) -> Result<()> {
         let _ = extent;
         Ok(())
+    }
+
+    /// See [`Backstore::usage`].
+    ///
+    /// # Errors
+    /// As there.
+    fn usage(&self) -> Result<Usage> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backstore does not do usage",
+        ))
+    }
+
+    /// See [`Backstore::handle_cdb`].
+    fn handle_cdb(&self, cdb: &[u8], data: Buffer<'_>) -> Option<CdbAnswer> {
+        let _ = (cdb, data);
+        None
     }
 
     /// See [`Backstore::close`].
@@ -197,6 +214,23 @@ impl<B: BlockingBackstore> Backstore for Blocking<B> {
     async fn prefetch(&self, io: &Io, extent: Extent) -> Result<()> {
         self.run(io, move |backstore| backstore.prefetch(extent))
             .await
+    }
+
+    async fn usage(&self, io: &Io) -> Result<Usage> {
+        self.run(io, B::usage).await
+    }
+
+    async fn handle_cdb(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Option<CdbAnswer> {
+        /// INTERNAL TARGET FAILURE.
+        const FAILED: CdbAnswer = CdbAnswer::CheckCondition {
+            key: 0x4,
+            asc: 0x44,
+            ascq: 0x00,
+        };
+        let (backstore, cdb, data) = (Arc::clone(&self.0), cdb.to_vec(), data.to_owned());
+        io.blocking(move || backstore.handle_cdb(&cdb, data.view()))
+            .await
+            .unwrap_or(Some(FAILED))
     }
 
     async fn close(&self, io: &Io) -> Result<()> {

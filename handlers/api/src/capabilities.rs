@@ -60,6 +60,8 @@ pub struct Capabilities {
     pub fua: Fua,
     /// Whether and how storage is given back.
     pub unmap: Option<Unmap>,
+    /// [`usage`](crate::Backstore::usage) is implemented. It counts only where storage is given back.
+    pub usage: bool,
     /// [`write_zeroes`](crate::Backstore::write_zeroes) is implemented; otherwise the runner writes
     /// buffers of zeroes.
     pub write_zeroes: bool,
@@ -71,6 +73,9 @@ pub struct Capabilities {
     pub atomic_writes: Option<AtomicWrites>,
     /// Who has to see the bytes.
     pub data_access: DataAccess,
+    /// The PERIPHERAL DEVICE TYPE (SPC-4, 6.6.2) of a device that is no disk: its backstore answers
+    /// the type's commands itself, in [`handle_cdb`](crate::Backstore::handle_cdb). From 0 to 31.
+    pub device_type: Option<u8>,
 }
 
 impl Capabilities {
@@ -86,10 +91,12 @@ impl Capabilities {
             volatile_cache: false,
             fua: Fua::Emulate,
             unmap: None,
+            usage: false,
             write_zeroes: false,
             compare_and_write: 0,
             atomic_writes: None,
             data_access: DataAccess::Bytes,
+            device_type: None,
         }
     }
 }

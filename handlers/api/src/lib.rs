@@ -2,7 +2,9 @@
 //!
 //! A [`Handler`] is one *kind* of storage (`file`, `ram`, `rbd`, …): it checks configuration
 //! strings and opens images. A [`Backstore`] is one *open image*: it reads and writes bytes. Neither
-//! knows of SCSI, of rings, or of the kernel; the same backstore can serve any block protocol.
+//! knows of SCSI, of rings, or of the kernel; the same backstore can serve any block protocol. The
+//! exception is a device that is no disk: it answers its SCSI commands itself
+//! ([`Backstore::handle_cdb`]).
 //!
 //! # Life cycle
 //!
@@ -54,18 +56,22 @@ mod backstore;
 mod blocking;
 mod buffer;
 mod capabilities;
+mod cdb;
 mod config;
 mod error;
 mod handler;
 mod io;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod usage;
 
 pub use backstore::{Backstore, BlockStatus, Comparison, Extent, WriteFlags, ZeroFlags};
 pub use blocking::{Blocking, BlockingBackstore};
 pub use buffer::{Buffer, Memory, OutOfBounds, OwnedBuffer, Segment};
 pub use capabilities::{AtomicWrites, Capabilities, DataAccess, Fua, Unmap};
+pub use cdb::CdbAnswer;
 pub use config::{Config, ConfigError};
 pub use error::{Error, ErrorKind, Result};
 pub use handler::{Handler, OpenRequest};
 pub use io::{Engine, File, Io, IoFuture, Operation, Ticket};
+pub use usage::Usage;

@@ -11,7 +11,7 @@ use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use tcmu_handler::{
     Backstore, BlockStatus, Buffer, Capabilities, DataAccess, Error, ErrorKind, Extent, File, Fua,
-    Io, Result, Unmap, WriteFlags, ZeroFlags,
+    Io, Result, Unmap, Usage, WriteFlags, ZeroFlags,
 };
 
 use crate::geometry::{Geometry, device_size};
@@ -58,7 +58,9 @@ impl FileImage {
             write_zeroes: writable && (kind == Kind::Device || geometry.punch.is_some()),
             compare_and_write: 0,
             atomic_writes: None,
+            usage: kind == Kind::Regular,
             data_access: DataAccess::FdToFd,
+            device_type: None,
         };
         Self {
             file: Arc::new(file.into()),
@@ -235,6 +237,24 @@ impl Backstore for FileImage {
 
     fn file(&self) -> Option<File> {
         (self.kind == Kind::Regular).then(|| Arc::clone(&self.file))
+    }
+
+    /// The file's blocks, and what its file system has left for ordinary users.
+    async fn usage(&self, io: &Io) -> Result<Usage> {
+        const STAT_BLOCK: u64 = 512;
+        let file = Arc::clone(&self.file);
+        let look = move || -> io::Result<Usage> {
+            let stat = rustix::fs::fstat(&file)?;
+            let system = rustix::fs::fstatvfs(&file)?;
+            Ok(Usage {
+                used: u64::try_from(stat.st_blocks).unwrap_or(0) * STAT_BLOCK,
+                available: system.f_bavail.saturating_mul(system.f_frsize),
+            })
+        };
+        io.blocking(look)
+            .await
+            .and_then(|usage| usage)
+            .map_err(|error| Error::os(format!("looking at {}", self.path.display()), error))
     }
 
     async fn close(&self, io: &Io) -> Result<()> {

@@ -1,13 +1,15 @@
 //! INQUIRY (SPC-4, 6.6) and REQUEST SENSE (SPC-4, 6.39).
 
 use tcmu::scsi::cdb::{Inquiry, RequestSense};
-use tcmu::scsi::inquiry::Standard;
+use tcmu::scsi::inquiry::{MULTIP, Standard, THIRD_PARTY_COPY, TPGS_EXPLICIT, TPGS_IMPLICIT};
+use tcmu::scsi::opcode::THIRD_PARTY_COPY_OUT;
 use tcmu::scsi::sense::SENSE_BUFFER_LEN;
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
 use tcmu_handler::Buffer;
 use zerocopy::IntoBytes;
 
 use super::logical_unit::parse;
+use super::opcode_table;
 use super::reply::{Answer, parameter_data};
 use super::unit::Unit;
 
@@ -27,11 +29,27 @@ impl Unit {
         }
         self.identified.set(true);
         let identity = self.identity.borrow();
-        let standard = Standard::disk(
+        let mut standard = Standard::disk(
             identity.vendor_field(),
             identity.product_field(),
             identity.revision_field(),
         );
+        if self.features().own_type {
+            standard.set_device_type(self.device_type());
+        }
+        if opcode_table::rows(THIRD_PARTY_COPY_OUT, self.features()).count() != 0 {
+            standard.protection |= THIRD_PARTY_COPY;
+        }
+        let surroundings = self.surroundings.borrow();
+        if surroundings.implicit() {
+            standard.protection |= TPGS_IMPLICIT;
+        }
+        if surroundings.explicit() {
+            standard.protection |= TPGS_EXPLICIT;
+        }
+        if surroundings.has_several_ports() {
+            standard.enclosure |= MULTIP;
+        }
         parameter_data(data, allocation_length, standard.as_bytes())
     }
 

@@ -2,8 +2,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Waker;
 
 use tcmu::scsi::cdb::StartStopUnit;
+use tcmu::scsi::opcode::{INQUIRY, MAINTENANCE_IN, MAINTENANCE_OUT};
 use tcmu::scsi::{AdditionalSense, Sense, Status};
 use tcmu_handler::{Backstore, Buffer, Error, Io};
 use zerocopy::FromBytes;
@@ -16,6 +18,7 @@ use super::opcode::Command;
 use super::reply::{Answer, Failure, Response};
 use super::scratch::Scratch;
 use super::sense_of_error;
+use super::target_core::TargetCore;
 use super::unit::Unit;
 use super::unit_attention::Condition;
 use super::{Geometry, Identity};
@@ -41,6 +44,7 @@ pub struct LogicalUnit<B> {
     pub(super) scratch: Scratch,
     pub(super) journal: Option<Arc<dyn Journal>>,
     pub(super) neighbours: Option<Rc<dyn Neighbours>>,
+    pub(super) target_core: Option<Arc<dyn TargetCore>>,
 }
 
 impl<B: Backstore> LogicalUnit<B> {
@@ -54,7 +58,15 @@ impl<B: Backstore> LogicalUnit<B> {
             scratch: Scratch::default(),
             journal: None,
             neighbours: None,
+            target_core: None,
         }
+    }
+
+    /// The same, with a target core to ask about ports, and to tell of changes.
+    #[must_use]
+    pub fn with_target_core(mut self, target_core: Arc<dyn TargetCore>) -> Self {
+        self.target_core = Some(target_core);
+        self
     }
 
     /// Has `journal` keep what is to be done when the unit is served again; `text` is what it keeps
@@ -103,14 +115,32 @@ impl<B: Backstore> LogicalUnit<B> {
     }
 
     async fn run(&self, io: &Io, Request { cdb, data }: Request<'_>) -> Answer {
+        if self.unit.features().own_type
+            && let Some(answer) = Box::pin(self.ask_backstore(io, cdb, data)).await
+        {
+            return answer;
+        }
+        if let Some(&(INQUIRY | MAINTENANCE_IN | MAINTENANCE_OUT)) = cdb.first() {
+            // In a box, as others below, to keep the task of a read small.
+            Box::pin(self.look_around(io)).await;
+        }
         let (opcode, cdb) = self.unit.admit(cdb)?;
         let command = opcode.command;
         let answer = match command {
             Command::Read => return self.read(io, cdb, data).await,
-            Command::Write => return self.write(io, cdb, data).await,
+            Command::Write => {
+                let answer = self.write(io, cdb, data).await;
+                if self.unit.is_usage_due() {
+                    Box::pin(self.watch_usage(io)).await;
+                }
+                return answer;
+            }
             // Their futures are large and their commands rare: they take their memory when they come.
             _ => Box::pin(self.run_other(io, command, cdb, data)).await,
         };
+        if command.writes() && self.unit.is_usage_due() {
+            Box::pin(self.watch_usage(io)).await;
+        }
         if command.returns_nothing() {
             // An initiator may have asked for data all the same: the kernel then hands it the
             // buffer as it is, with what earlier commands left there. A write's buffer is not worth
@@ -140,6 +170,9 @@ impl<B: Backstore> LogicalUnit<B> {
             Command::ExtendedCopy => self.extended_copy(io, cdb, data).await,
             Command::ReceiveCopyResults => self.unit.receive_copy_results(cdb, data),
             Command::ModeSelect => self.mode_select(io, cdb, data).await,
+            Command::LogSense => self.log_sense(io, cdb, data).await,
+            Command::SendDiagnostic => self.send_diagnostic(io, cdb, data).await,
+            Command::SetTargetPortGroups => self.set_target_port_groups(io, cdb, data).await,
             Command::StartStopUnit => self.start_stop_unit(io, cdb).await,
             Command::TestUnitReady => Ok(Response::GOOD),
             Command::Inquiry => self.unit.inquiry(cdb, data),
@@ -148,12 +181,37 @@ impl<B: Backstore> LogicalUnit<B> {
             Command::ReadCapacity10 => self.unit.read_capacity_10(cdb, data),
             Command::ReadCapacity16 => self.unit.read_capacity_16(cdb, data),
             Command::ReportSupportedOpcodes => self.unit.report_supported_opcodes(cdb, data),
+            Command::ReportTaskManagement => self.unit.report_task_management(cdb, data),
+            Command::ReportTargetPortGroups => self.unit.report_target_port_groups(cdb, data),
+            Command::ReceiveDiagnostic => self.unit.receive_diagnostic(cdb, data),
             // The first two do not come here, and the target core answers the others.
             Command::Read | Command::Write | Command::Kernel => {
                 let code = AdditionalSense::INVALID_COMMAND_OPERATION_CODE;
                 Err(Sense::illegal_request(code).into())
             }
         }
+    }
+
+    /// Aborts the command that the task of `waker` executes. Returns whether its future is to be
+    /// dropped now, and the command completed with TASK ABORTED. Otherwise it ends as soon as what
+    /// the backstore does for it has ended; say [`ended`](Self::ended) then.
+    pub fn abort(&self, waker: &Waker) -> bool {
+        self.unit.ranges.is_awaited_by(waker) || self.unit.aborts.abort(waker)
+    }
+
+    /// The task of `waker` has ended the command that was to be aborted.
+    pub fn ended(&self, waker: &Waker) {
+        self.unit.aborts.ended(waker);
+    }
+
+    /// A logical unit reset (SAM-5, 6.3.3): mode parameters have their default values again, except
+    /// for the write cache, whose value the target core saves.
+    pub fn reset(&self) {
+        let write_cache = self.unit.mode.get().write_cache;
+        self.unit.mode.set(ModeValues {
+            write_cache,
+            ..self.unit.default_mode
+        });
     }
 
     /// Whether sense data are to have the descriptor format (D_SENSE in the Control mode page).
@@ -224,9 +282,8 @@ impl<B: Backstore> LogicalUnit<B> {
         }
     }
 
-    /// Whether the target core serves reservations for this LUN (LIO's `attrib/emulate_pr` is 1 and
-    /// `attrib/pgr_support` is 1), which is the default. It only changes what REPORT SUPPORTED
-    /// OPERATION CODES says.
+    /// Whether the target core serves reservations for this LUN, which is the default. It only changes
+    /// what REPORT SUPPORTED OPERATION CODES says.
     pub fn set_reservations(&self, served: bool) {
         self.unit.set_reservations(served);
     }

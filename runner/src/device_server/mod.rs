@@ -15,9 +15,11 @@
 //! # What the kernel does before
 //! Linux's target core answers REPORT LUNS, PERSISTENT RESERVE and RESERVE/RELEASE itself
 //! (`passthrough_parse_cdb` in target_core_device.c), and checks reservations and its own unit
-//! attentions before a command gets here. It does not compare the CDB's transfer length with the
+//! attentions before a command gets here, and refuses commands where the state of the target port
+//! group does not allow them. It does not compare the CDB's transfer length with the
 //! buffer's, so this is done here.
 
+mod abort;
 mod background;
 mod block_io;
 mod compare_and_write;
@@ -25,6 +27,7 @@ mod copy_end;
 mod copy_list;
 mod copy_results;
 mod defects;
+mod diagnostic;
 mod error_log;
 mod extended_copy;
 mod format_unit;
@@ -33,6 +36,7 @@ mod identity;
 mod inquiry;
 mod journal;
 mod lba_status;
+mod log_sense;
 mod logical_unit;
 mod mode_pages;
 mod mode_select;
@@ -42,15 +46,20 @@ mod opcode;
 mod opcode_table;
 mod operation;
 mod or_write;
+mod own_type;
 mod prefetch;
 mod range_lock;
 mod read_capacity;
 mod reply;
 mod report_opcodes;
+mod report_task_management;
 mod sanitize;
 mod scratch;
 mod sense_of_error;
+mod target_core;
+mod target_port_groups;
 mod third_party_copy;
+mod thresholds;
 mod unit;
 mod unit_attention;
 mod unmap;
@@ -66,3 +75,4 @@ pub use journal::Journal;
 pub use logical_unit::{LogicalUnit, Request};
 pub(crate) use neighbours::{CopyFailure, CopyRequest, CopyResult, Local, Neighbour, Neighbours};
 pub use reply::Response;
+pub use target_core::{Surroundings, TargetCore, Told};

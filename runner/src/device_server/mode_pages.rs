@@ -1,11 +1,13 @@
 //! The mode pages and their values (SPC-4, 7.5; SBC-3, 6.5).
 
 use tcmu::scsi::mode::{
-    Caching, Control, D_SENSE, DEXCPT, DRA, GLTSD, InformationalExceptions, PageControl,
-    ReadWriteErrorRecovery, SWP, UNRESTRICTED_REORDERING, WCE, page,
+    Caching, Control, ControlExtension, D_SENSE, DEXCPT, DRA, GLTSD, IALUAE,
+    InformationalExceptions, PageControl, ReadWriteErrorRecovery, SPF, SWP,
+    UNRESTRICTED_REORDERING, WCE, page,
 };
 use zerocopy::IntoBytes;
 
+use super::thresholds::{self, Thresholds};
 use super::unit::Unit;
 
 /// What MODE SELECT can change.
@@ -17,26 +19,39 @@ pub(super) struct ModeValues {
     pub(super) descriptor_sense: bool,
     /// SWP.
     pub(super) software_write_protect: bool,
+    pub(super) thresholds: Thresholds,
 }
 
-/// The codes of the pages, in the order in which MODE SENSE returns all of them. There are no
-/// subpages.
-pub(super) const PAGES: [u8; 4] = [
-    page::READ_WRITE_ERROR_RECOVERY,
-    page::CACHING,
-    page::CONTROL,
-    page::INFORMATIONAL_EXCEPTIONS_CONTROL,
+/// The codes and subpage codes of the pages, in the order in which MODE SENSE returns all of them.
+pub(super) const PAGES: [(u8, u8); 6] = [
+    (page::READ_WRITE_ERROR_RECOVERY, 0),
+    (page::CACHING, 0),
+    (page::CONTROL, 0),
+    (page::CONTROL, page::CONTROL_EXTENSION),
+    (page::INFORMATIONAL_EXCEPTIONS_CONTROL, 0),
+    (
+        page::INFORMATIONAL_EXCEPTIONS_CONTROL,
+        page::LOGICAL_BLOCK_PROVISIONING,
+    ),
 ];
 
 impl Unit {
-    /// The page with this code, if there is one.
-    pub(super) fn mode_page(&self, page_code: u8, control: PageControl) -> Option<Vec<u8>> {
+    /// The page with these codes, if there is one.
+    pub(super) fn mode_page(
+        &self,
+        page_code: u8,
+        subpage: u8,
+        control: PageControl,
+    ) -> Option<Vec<u8>> {
         let values = match control {
             PageControl::Default => self.default_mode,
             _ => self.mode.get(),
         };
         let has_cache = self.capabilities().volatile_cache;
         let changeable = control == PageControl::Changeable;
+        if subpage != 0 {
+            return self.mode_subpage(page_code, subpage, values, changeable);
+        }
         Some(match page_code {
             page::READ_WRITE_ERROR_RECOVERY => recovery().as_bytes().to_vec(),
             page::CACHING if changeable => caching(has_cache, false).as_bytes().to_vec(),
@@ -48,6 +63,7 @@ impl Unit {
                     write_cache: true,
                     descriptor_sense: true,
                     software_write_protect: true,
+                    ..ModeValues::default()
                 };
                 control_page(all, false).as_bytes().to_vec()
             }
@@ -55,6 +71,35 @@ impl Unit {
             page::INFORMATIONAL_EXCEPTIONS_CONTROL => exceptions(!changeable).as_bytes().to_vec(),
             _ => return None,
         })
+    }
+}
+
+impl Unit {
+    fn mode_subpage(
+        &self,
+        page_code: u8,
+        subpage: u8,
+        values: ModeValues,
+        changeable: bool,
+    ) -> Option<Vec<u8>> {
+        match (page_code, subpage) {
+            (page::CONTROL, page::CONTROL_EXTENSION) => {
+                let implicit = self.surroundings.borrow().implicit();
+                let page = control_extension(implicit && !changeable);
+                Some(page.as_bytes().to_vec())
+            }
+            (page::INFORMATIONAL_EXCEPTIONS_CONTROL, page::LOGICAL_BLOCK_PROVISIONING)
+                if self.has_thresholds() =>
+            {
+                let page = if changeable {
+                    thresholds::changeable_page()
+                } else {
+                    thresholds::page(values.thresholds)
+                };
+                Some(page.as_bytes().to_vec())
+            }
+            _ => None,
+        }
     }
 }
 
@@ -106,6 +151,18 @@ fn control_page(values: ModeValues, fixed: bool) -> Control {
         page.busy_timeout = u16::MAX.into();
     }
     page
+}
+
+fn control_extension(implicit_alua: bool) -> ControlExtension {
+    ControlExtension {
+        page_code: SPF | page::CONTROL,
+        subpage_code: page::CONTROL_EXTENSION,
+        page_length: (size_of::<ControlExtension>() as u16 - 4).into(),
+        flags: if implicit_alua { IALUAE } else { 0 },
+        priority: 0,
+        max_sense_length: 0,
+        reserved: [0; 25],
+    }
 }
 
 fn exceptions(fixed: bool) -> InformationalExceptions {

@@ -1,22 +1,28 @@
 //! MODE SELECT (6) and (10): SPC-4, 6.11 and 6.12.
 //!
+//! WCE is saved: the target core keeps it, for the next daemon too. The others are not.
+//!
 //! Other initiators should hear of a change by a unit attention, the one that made it should not.
 //! TCMU does not tell them apart, so nobody does.
 
+use std::io;
+
+use futures_channel::oneshot;
 use tcmu::scsi::cdb::{ModeSelect6, ParameterList10};
 use tcmu::scsi::mode::{
-    BlockDescriptor, D_SENSE, Header6, Header10, LONGLBA, LongBlockDescriptor, PS, PageControl,
-    SPF, SWP, WCE, page,
+    BlockDescriptor, D_SENSE, Header6, Header10, LONGLBA, LogicalBlockProvisioning,
+    LongBlockDescriptor, PS, PageControl, SPF, SWP, WCE, page,
 };
 use tcmu::scsi::opcode::MODE_SELECT_10;
-use tcmu::scsi::{AdditionalSense, Sense};
+use tcmu::scsi::{AdditionalSense, Sense, SenseKey, Status};
 use tcmu_handler::{Backstore, Buffer, Io};
 use zerocopy::FromBytes;
 
 use super::LogicalUnit;
 use super::logical_unit::parse;
 use super::mode_pages::ModeValues;
-use super::reply::{Answer, Response};
+use super::reply::{Answer, Failure, Response};
+use super::thresholds;
 use super::unit::Unit;
 use super::unmap::parameter_list;
 
@@ -45,10 +51,64 @@ impl<B: Backstore> LogicalUnit<B> {
         }
         let list = parameter_list(data, len)?;
         let values = self.unit.selected(&list, ten)?;
+        let before = self.unit.mode.get();
         self.set_mode(io, values)
             .await
             .map_err(|error| self.failed("a flush", &error))?;
+        if values.thresholds != before.thresholds {
+            self.unit.watch.restart();
+        }
+        if values.write_cache != before.write_cache {
+            self.save_write_cache(io, values.write_cache).await?;
+        }
         Ok(Response::GOOD)
+    }
+
+    /// Has the target core keep what an initiator said of the write cache. If it cannot, all is as it
+    /// was before.
+    async fn save_write_cache(&self, io: &Io, enabled: bool) -> Result<(), Failure> {
+        let Some(core) = &self.target_core else {
+            return Ok(());
+        };
+        let (sender, receiver) = oneshot::channel();
+        core.set_write_cache(
+            enabled,
+            Box::new(move |result| {
+                // The receiver is gone only if the command is.
+                let _ = sender.send(result);
+            }),
+        );
+        let lost = |_| Err(io::Error::other("nobody answered"));
+        let Err(error) = receiver.await.unwrap_or_else(lost) else {
+            return Ok(());
+        };
+        {
+            let lun = &self.unit.identity.borrow().name;
+            tracing::warn!(lun, enabled, %error, "the write cache cannot be switched");
+        }
+        let mode = self.unit.mode.get();
+        let write_cache = !enabled;
+        self.set_mode(
+            io,
+            ModeValues {
+                write_cache,
+                ..mode
+            },
+        )
+        .await
+        .map_err(|error| self.failed("a flush", &error))?;
+        Err(match error.kind() {
+            // Somebody changes the LUN in configfs at this moment, or the daemon is stopping.
+            io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => Failure {
+                status: Status::Busy,
+                sense: None,
+            },
+            _ => Sense::new(
+                SenseKey::HardwareError,
+                AdditionalSense::INTERNAL_TARGET_FAILURE,
+            )
+            .into(),
+        })
     }
 }
 
@@ -62,9 +122,14 @@ impl Unit {
             let (page_code, len) = self.check_page(page, at)?;
             match page_code {
                 page::CACHING => values.write_cache = page[2] & WCE != 0,
-                page::CONTROL => {
+                page::CONTROL if page[0] & SPF == 0 => {
                     values.descriptor_sense = page[2] & D_SENSE != 0;
                     values.software_write_protect = page[4] & SWP != 0;
+                }
+                page::INFORMATIONAL_EXCEPTIONS_CONTROL if page[0] & SPF != 0 => {
+                    let (page, _) = LogicalBlockProvisioning::ref_from_prefix(page)
+                        .map_err(|_| LENGTH_ERROR)?;
+                    values.thresholds = thresholds::selected(page);
                 }
                 _ => {}
             }
@@ -131,21 +196,28 @@ impl Unit {
     fn check_page(&self, bytes: &[u8], at: usize) -> Result<(u8, usize), Sense> {
         // The list's length is a 16-bit field.
         let at = at as u16;
-        let page_code = bytes[0] & !PS;
-        let (Some(current), Some(changeable)) = (
-            self.mode_page(page_code, PageControl::Current),
-            self.mode_page(page_code, PageControl::Changeable),
-        ) else {
-            let bit = if page_code & SPF != 0 { 6 } else { 5 };
-            return Err(Sense::invalid_parameter_field(at, Some(bit)));
+        let page_code = bytes[0] & !(PS | SPF);
+        let (subpage, header_len) = if bytes[0] & SPF == 0 {
+            (0, 2)
+        } else {
+            (*bytes.get(1).ok_or(LENGTH_ERROR)?, 4)
         };
-        let len = bytes.get(1).ok_or(LENGTH_ERROR)?;
-        if *len != current[1] {
+        let (Some(current), Some(changeable)) = (
+            self.mode_page(page_code, subpage, PageControl::Current),
+            self.mode_page(page_code, subpage, PageControl::Changeable),
+        ) else {
+            return Err(Sense::invalid_parameter_field(at, Some(5)));
+        };
+        if current[0] & SPF != bytes[0] & SPF {
+            return Err(Sense::invalid_parameter_field(at, Some(6)));
+        }
+        let header = bytes.get(..header_len).ok_or(LENGTH_ERROR)?;
+        if header[1..] != current[1..header_len] {
             return Err(Sense::invalid_parameter_field(at + 1, None));
         }
         let page = bytes.get(..current.len()).ok_or(LENGTH_ERROR)?;
         let fields = page.iter().zip(&current).zip(&changeable).zip(at..);
-        for (((new, old), mask), byte) in fields.skip(2) {
+        for (((new, old), mask), byte) in fields.skip(header_len) {
             let wrong = (new ^ old) & !mask;
             if wrong != 0 {
                 let bit = 7 - wrong.leading_zeros() as u8;

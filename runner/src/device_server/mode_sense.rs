@@ -82,25 +82,32 @@ impl Unit {
 
     /// The pages that PC, PAGE CODE and SUBPAGE CODE ask for.
     fn mode_sense_pages(&self, page_byte: u8, subpage: u8) -> Result<Vec<u8>, Sense> {
-        const ALL_SUBPAGES: u8 = 0xff;
         let control = PageControl::from_bits(page_byte);
         if control == PageControl::Saved {
             return Err(Sense::illegal_request(
                 AdditionalSense::SAVING_PARAMETERS_NOT_SUPPORTED,
             ));
         }
-        if subpage != 0 && subpage != ALL_SUBPAGES {
+        let page_code = page_byte & 0x3f;
+        let of_page = |(code, _): &(u8, u8)| page_code == page::ALL || page_code == *code;
+        if !PAGES.iter().any(of_page) {
+            return Err(Sense::invalid_cdb_field(2, Some(5)));
+        }
+        let of_subpage = |(_, code): &(u8, u8)| match subpage {
+            page::ALL_SUBPAGES => true,
+            // There is no such subpage of every page.
+            1.. if page_code == page::ALL => false,
+            subpage => subpage == *code,
+        };
+        let pages: Vec<u8> = PAGES
+            .into_iter()
+            .filter(|codes| of_page(codes) && of_subpage(codes))
+            .filter_map(|(code, subpage)| self.mode_page(code, subpage, control))
+            .flatten()
+            .collect();
+        if pages.is_empty() {
             return Err(Sense::invalid_cdb_field(3, None));
         }
-        let page_code = page_byte & 0x3f;
-        if page_code == page::ALL {
-            return Ok(PAGES
-                .into_iter()
-                .filter_map(|page_code| self.mode_page(page_code, control))
-                .flatten()
-                .collect());
-        }
-        self.mode_page(page_code, control)
-            .ok_or(Sense::invalid_cdb_field(2, Some(5)))
+        Ok(pages)
     }
 }

@@ -33,18 +33,43 @@ pub(super) enum Command {
     ExtendedCopy,
     ReceiveCopyResults,
     ReportSupportedOpcodes,
+    ReportTaskManagement,
+    ReportTargetPortGroups,
+    SetTargetPortGroups,
+    LogSense,
+    SendDiagnostic,
+    ReceiveDiagnostic,
     /// The target core answers the command before it gets here. It is in the table because an
     /// initiator that asks what the logical unit supports does not care who answers.
     Kernel,
 }
 
 impl Command {
+    /// All device types have it (SPC-4), and it says nothing of a medium.
+    const fn is_primary(self) -> bool {
+        matches!(
+            self,
+            Self::TestUnitReady
+                | Self::RequestSense
+                | Self::Inquiry
+                | Self::ReportSupportedOpcodes
+                | Self::ReportTaskManagement
+                | Self::ReportTargetPortGroups
+                | Self::SetTargetPortGroups
+                | Self::Kernel
+        )
+    }
+
     /// It tells what the unit is and does, and needs no medium: it runs while one is being formatted
     /// or sanitized (SBC-3, 4.11.2 and 5.2).
     pub(super) const fn runs_while_not_ready(self) -> bool {
         matches!(
             self,
-            Self::Inquiry | Self::RequestSense | Self::ReportSupportedOpcodes
+            Self::Inquiry
+                | Self::RequestSense
+                | Self::ReportSupportedOpcodes
+                | Self::ReportTaskManagement
+                | Self::ReportTargetPortGroups
         )
     }
 
@@ -80,6 +105,8 @@ impl Command {
             | Self::WriteSame
             | Self::Unmap
             | Self::StartStopUnit
+            | Self::SendDiagnostic
+            | Self::SetTargetPortGroups
             | Self::ModeSelect
             | Self::ExtendedCopy => LONG,
             Self::FormatUnit | Self::Sanitize => WHOLE_MEDIUM,
@@ -94,6 +121,8 @@ impl Command {
             Self::TestUnitReady
                 | Self::ModeSelect
                 | Self::StartStopUnit
+                | Self::SendDiagnostic
+                | Self::SetTargetPortGroups
                 | Self::SynchronizeCache
                 | Self::PreFetch
                 | Self::Verify
@@ -118,6 +147,10 @@ pub(super) enum Needs {
     BlockErase,
     /// [`Features::reservations`].
     Reservations,
+    /// [`Features::report_port_groups`].
+    PortGroups,
+    /// [`Features::set_port_groups`].
+    ExplicitPortGroups,
 }
 
 /// What the commands of a logical unit depend on.
@@ -133,6 +166,12 @@ pub(super) struct Features {
     pub(super) block_erase: bool,
     /// The target core serves reservations.
     pub(super) reservations: bool,
+    /// The target core keeps target port groups.
+    pub(super) report_port_groups: bool,
+    /// Initiators may change their states.
+    pub(super) set_port_groups: bool,
+    /// The backstore answers the commands of a device type of its own.
+    pub(super) own_type: bool,
 }
 
 /// One command.
@@ -203,6 +242,9 @@ impl Opcode {
     }
 
     pub(super) fn is_supported(&self, features: Features) -> bool {
+        if features.own_type && !self.command.is_primary() {
+            return false;
+        }
         match self.needs {
             Needs::Nothing => true,
             Needs::Unmap => features.unmap,
@@ -211,6 +253,8 @@ impl Opcode {
             Needs::AtomicWrites => features.atomic_writes,
             Needs::BlockErase => features.block_erase,
             Needs::Reservations => features.reservations,
+            Needs::PortGroups => features.report_port_groups,
+            Needs::ExplicitPortGroups => features.set_port_groups,
         }
     }
 

@@ -2,8 +2,8 @@
 //! SUPPORTED OPERATION CODES.
 
 use tcmu::scsi::opcode::{
-    self as op, maintenance_in, persistent_reserve_in, persistent_reserve_out, sanitize,
-    service_action_in_16, third_party_copy_in, third_party_copy_out, variable_length,
+    self as op, maintenance_in, maintenance_out, persistent_reserve_in, persistent_reserve_out,
+    sanitize, service_action_in_16, third_party_copy_in, third_party_copy_out, variable_length,
 };
 use tcmu::scsi::{AdditionalSense, Sense};
 
@@ -57,6 +57,16 @@ static OPCODES: &[Opcode] = {
             &[0x01, 0, 0, 0x05, CONTROL],
         ),
         Opcode::new(
+            ReceiveDiagnostic,
+            op::RECEIVE_DIAGNOSTIC_RESULTS,
+            &[0x01, 0xff, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
+            SendDiagnostic,
+            op::SEND_DIAGNOSTIC,
+            &[0xf7, 0, 0xff, 0xff, CONTROL],
+        ),
+        Opcode::new(
             ReadCapacity10,
             op::READ_CAPACITY_10,
             &[0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, CONTROL],
@@ -83,6 +93,11 @@ static OPCODES: &[Opcode] = {
         sanitize(sanitize::OVERWRITE),
         sanitize(sanitize::BLOCK_ERASE).needs(Needs::BlockErase),
         sanitize(sanitize::EXIT_FAILURE_MODE),
+        Opcode::new(
+            LogSense,
+            op::LOG_SENSE,
+            &[0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, CONTROL],
+        ),
         Opcode::new(
             ModeSelect,
             op::MODE_SELECT_10,
@@ -196,6 +211,13 @@ static OPCODES: &[Opcode] = {
             &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, CONTROL],
         ),
         Opcode::new(
+            ReportTargetPortGroups,
+            op::MAINTENANCE_IN,
+            &[0x20, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, CONTROL],
+        )
+        .action(maintenance_in::REPORT_TARGET_PORT_GROUPS)
+        .needs(PortGroups),
+        Opcode::new(
             ReportSupportedOpcodes,
             op::MAINTENANCE_IN,
             &[
@@ -203,6 +225,19 @@ static OPCODES: &[Opcode] = {
             ],
         )
         .action(maintenance_in::REPORT_SUPPORTED_OPERATION_CODES),
+        Opcode::new(
+            ReportTaskManagement,
+            op::MAINTENANCE_IN,
+            &[0, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, CONTROL],
+        )
+        .action(maintenance_in::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS),
+        Opcode::new(
+            SetTargetPortGroups,
+            op::MAINTENANCE_OUT,
+            &[0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, CONTROL],
+        )
+        .action(maintenance_out::SET_TARGET_PORT_GROUPS)
+        .needs(ExplicitPortGroups),
         blocks_12(Read, op::READ_12, DPO_FUA),
         blocks_12(Write, op::WRITE_12, DPO_FUA),
         blocks_12(WriteAndVerify, op::WRITE_AND_VERIFY_12, DPO | BYTCHK_BYTES),
@@ -360,6 +395,9 @@ mod tests {
         atomic_writes: true,
         block_erase: true,
         reservations: true,
+        report_port_groups: true,
+        set_port_groups: true,
+        own_type: false,
     };
 
     #[test]

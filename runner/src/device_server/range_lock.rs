@@ -48,6 +48,17 @@ impl RangeLock {
         self.enter(extent, true)
     }
 
+    /// Whether the request of the task that `waker` wakes waits for its range.
+    pub(super) fn is_awaited_by(&self, waker: &Waker) -> bool {
+        let is_the_tasks = |other: &Waker| other.data() == waker.data();
+        let table = self.table.borrow();
+        table.waiting != 0
+            && table
+                .entries
+                .iter()
+                .any(|entry| entry.blockers != 0 && entry.waker.as_ref().is_some_and(is_the_tasks))
+    }
+
     fn enter(&self, extent: Extent, exclusive: bool) -> Acquire<'_> {
         let slot = self.table.borrow_mut().insert(extent, exclusive);
         Acquire {

@@ -2,9 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 
+use tcmu::scsi::inquiry::DIRECT_ACCESS_BLOCK_DEVICE;
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
 use tcmu_handler::{Capabilities, Fua};
 
+use super::abort::Aborts;
 use super::copy_results::Copies;
 use super::error_log::ErrorLog;
 use super::mode_pages::ModeValues;
@@ -12,6 +14,8 @@ use super::opcode::{Command, Features, Opcode};
 use super::opcode_table;
 use super::operation::{Method, Operations};
 use super::range_lock::RangeLock;
+use super::target_core::Surroundings;
+use super::thresholds::Watch;
 use super::unit_attention::{Condition, UnitAttention};
 use super::{Geometry, Identity};
 
@@ -32,6 +36,10 @@ pub(super) struct Unit {
     /// How many copies this unit runs.
     pub(super) copies_running: Cell<u8>,
     pub(super) errors: ErrorLog,
+    pub(super) aborts: Aborts,
+    pub(super) watch: Watch,
+    /// How the unit is exported, as far as is known.
+    pub(super) surroundings: RefCell<Surroundings>,
     pub(super) mode: Cell<ModeValues>,
     pub(super) default_mode: ModeValues,
     geometry: Geometry,
@@ -61,6 +69,9 @@ impl Unit {
             copies: Copies::default(),
             copies_running: Cell::new(0),
             errors: ErrorLog::default(),
+            aborts: Aborts::default(),
+            watch: Watch::default(),
+            surroundings: RefCell::default(),
             mode: Cell::new(mode),
             default_mode: mode,
             geometry,
@@ -130,8 +141,23 @@ impl Unit {
         });
     }
 
+    /// Whether there are target port groups to report, and whether their states can be set.
+    pub(super) fn set_port_groups(&self, reported: bool, set: bool) {
+        self.features.set(Features {
+            report_port_groups: reported,
+            set_port_groups: set,
+            ..self.features.get()
+        });
+    }
+
     pub(super) fn capabilities(&self) -> Capabilities {
         self.capabilities.get()
+    }
+
+    /// PERIPHERAL DEVICE TYPE.
+    pub(super) fn device_type(&self) -> u8 {
+        let own = self.capabilities().device_type;
+        own.map_or(DIRECT_ACCESS_BLOCK_DEVICE, |own| own & 0x1f)
     }
 
     /// In bytes.
@@ -179,6 +205,7 @@ impl Unit {
             block_erase: unmapped_reads_zeroes && capabilities.write_zeroes,
             unmap_by_write_same: unmap && capabilities.write_zeroes,
             atomic_writes: self.atomic_limits().is_some(),
+            own_type: capabilities.device_type.is_some(),
             ..self.features.get()
         });
         self.blocks.set(self.in_blocks(size.min(capabilities.size)));

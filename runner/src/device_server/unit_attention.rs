@@ -18,12 +18,14 @@ pub(super) enum Condition {
     Capacity,
     InquiryData,
     ModeParameters,
+    SoftThreshold,
 }
 
-const ALL: [Condition; 3] = [
+const ALL: [Condition; 4] = [
     Condition::Capacity,
     Condition::InquiryData,
     Condition::ModeParameters,
+    Condition::SoftThreshold,
 ];
 
 impl Condition {
@@ -36,6 +38,7 @@ impl Condition {
             Self::Capacity => AdditionalSense::CAPACITY_DATA_HAS_CHANGED,
             Self::InquiryData => AdditionalSense::INQUIRY_DATA_HAS_CHANGED,
             Self::ModeParameters => AdditionalSense::MODE_PARAMETERS_CHANGED,
+            Self::SoftThreshold => AdditionalSense::THIN_PROVISIONING_SOFT_THRESHOLD_REACHED,
         };
         Sense::new(SenseKey::UnitAttention, code)
     }

@@ -3,9 +3,10 @@
 use tcmu::scsi::inquiry::DIRECT_ACCESS_BLOCK_DEVICE as DISK;
 use tcmu::scsi::vpd::{
     BlockDeviceCharacteristics, BlockLimits, CODE_SET_ASCII, CODE_SET_BINARY, DESIGNATOR_NAA,
-    DESIGNATOR_T10_VENDOR_ID, DesignatorHeader, ExtendedInquiry, FULLY_PROVISIONED, Header, LBPRZ,
-    LBPU, LBPWS, LBPWS10, LogicalBlockProvisioning, NON_ROTATING, SIMPSUP, THIN_PROVISIONED,
-    UGAVALID, V_SUP, page,
+    DESIGNATOR_RELATIVE_TARGET_PORT, DESIGNATOR_T10_VENDOR_ID, DESIGNATOR_TARGET_PORT_GROUP,
+    DesignatorHeader, ExtendedInquiry, FULLY_PROVISIONED, Header, LBPRZ, LBPU, LBPWS, LBPWS10,
+    LogicalBlockProvisioning, ModePagePolicy, NON_ROTATING, PortDesignator, SIMPSUP,
+    THIN_PROVISIONED, UGAVALID, V_SUP, page,
 };
 use zerocopy::IntoBytes;
 
@@ -17,11 +18,12 @@ use super::unmap::MAX_UNMAP_DESCRIPTORS;
 const LONGEST_SERIAL: usize = 254 - 8 - 16;
 
 /// The pages in ascending order, as page 00h has to list them.
-const PAGES: [u8; 8] = [
+const PAGES: [u8; 9] = [
     page::SUPPORTED_PAGES,
     page::UNIT_SERIAL_NUMBER,
     page::DEVICE_IDENTIFICATION,
     page::EXTENDED_INQUIRY_DATA,
+    page::MODE_PAGE_POLICY,
     page::THIRD_PARTY_COPY,
     page::BLOCK_LIMITS,
     page::BLOCK_DEVICE_CHARACTERISTICS,
@@ -31,11 +33,30 @@ const PAGES: [u8; 8] = [
 impl Unit {
     /// The page with this code, if there is one.
     pub(super) fn vpd_page(&self, page_code: u8) -> Option<Vec<u8>> {
+        if !self.has_vpd_page(page_code) {
+            return None;
+        }
+        let mut page = self.vpd_page_of_disk(page_code)?;
+        page[0] = self.device_type();
+        Some(page)
+    }
+
+    /// From B0h on, the pages are those of a device type; and only disks copy.
+    fn has_vpd_page(&self, page_code: u8) -> bool {
+        let common = page_code < page::BLOCK_LIMITS && page_code != page::THIRD_PARTY_COPY;
+        PAGES.contains(&page_code) && (common || !self.features().own_type)
+    }
+
+    fn vpd_page_of_disk(&self, page_code: u8) -> Option<Vec<u8>> {
         Some(match page_code {
-            page::SUPPORTED_PAGES => with_header(page_code, &PAGES),
+            page::SUPPORTED_PAGES => {
+                let pages = PAGES.into_iter().filter(|&code| self.has_vpd_page(code));
+                with_header(page_code, &pages.collect::<Vec<_>>())
+            }
             page::UNIT_SERIAL_NUMBER => with_header(page_code, &self.serial_number()),
             page::DEVICE_IDENTIFICATION => with_header(page_code, &self.designators()),
             page::EXTENDED_INQUIRY_DATA => self.extended_inquiry().as_bytes().to_vec(),
+            page::MODE_PAGE_POLICY => ModePagePolicy::all_shared(DISK).as_bytes().to_vec(),
             page::THIRD_PARTY_COPY => with_header(page_code, &self.third_party_copy()),
             page::BLOCK_LIMITS => self.block_limits().as_bytes().to_vec(),
             // A backstore in user space has no rotating medium that an initiator should sort for.
@@ -56,8 +77,9 @@ impl Unit {
         }
     }
 
-    /// SPC-4, 7.8.6: the names of the logical unit, NAA first as hosts prefer it. Names of ports are
-    /// not among them, since TCMU does not say through which port a command came.
+    /// SPC-4, 7.8.6: the names of the logical unit, NAA first as hosts prefer it, then the target port
+    /// group and port. TCMU does not say through which port a command came: they are told only where
+    /// there is no other that is enabled.
     fn designators(&self) -> Vec<u8> {
         let identity = self.identity.borrow();
         let mut designators = Vec::new();
@@ -81,6 +103,16 @@ impl Unit {
         vendor_specific.push(b':');
         vendor_specific.extend(printable(unique));
         add(CODE_SET_ASCII, DESIGNATOR_T10_VENDOR_ID, &vendor_specific);
+        let surroundings = self.surroundings.borrow();
+        for (designator_type, number) in [
+            (DESIGNATOR_RELATIVE_TARGET_PORT, surroundings.only_port()),
+            (DESIGNATOR_TARGET_PORT_GROUP, surroundings.only_group()),
+        ] {
+            if let Some(number) = number {
+                let designator = PortDesignator::new(designator_type, number);
+                designators.extend_from_slice(designator.as_bytes());
+            }
+        }
         designators
     }
 
@@ -139,7 +171,9 @@ impl Unit {
         if unmap.reads_zeroes {
             flags |= LBPRZ;
         }
-        LogicalBlockProvisioning::new(DISK, flags, THIN_PROVISIONED)
+        let mut page = LogicalBlockProvisioning::new(DISK, flags, THIN_PROVISIONED);
+        page.threshold_exponent = self.threshold_exponent();
+        page
     }
 }
 

@@ -1,5 +1,6 @@
 //! A LUN on its reactor: commands come out of the ring, become tasks, and go back as completions.
 
+use std::collections::HashSet;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,10 +13,12 @@ use std::task::Poll;
 
 use tcmu::cdb::Cdb;
 use tcmu::doorbell::Doorbell;
-use tcmu::ring::{Command, Completion, Entry, Ring};
+use tcmu::ring::{Command, Completion, Entry, Ring, TaskManagement, TmrKind};
+use tcmu::scsi::Status;
 use tcmu::scsi::sense::SENSE_BUFFER_LEN;
 use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment};
 
+use super::engine::UringEngine;
 use super::memory::SharedMemory;
 use super::message::{LunId, Mailer};
 use super::ready::{ReadyQueue, TaskId};
@@ -83,6 +86,7 @@ pub(crate) trait Lun {
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) io: Io,
+    pub(crate) engine: Rc<UringEngine>,
     pub(crate) ready: Arc<ReadyQueue>,
     /// The LUN's place in the reactor.
     pub(crate) place: u32,
@@ -146,6 +150,7 @@ pub(crate) fn lun<B: Backstore>(
         commands: Vec::new(),
         spare: Vec::new(),
         failed: Vec::new(),
+        aborted: HashSet::new(),
         quiescent: false,
         broken: false,
         completed: 0,
@@ -173,6 +178,8 @@ struct Served<B, F, S> {
     /// Commands whose task panicked. They are answered when nothing runs that could still touch
     /// their memory.
     failed: Vec<Command>,
+    /// The slots of commands that were aborted and go on.
+    aborted: HashSet<u32>,
     quiescent: bool,
     broken: bool,
     completed: u64,
@@ -228,7 +235,63 @@ where
         self.step_background(slot);
     }
 
+    /// Ends aborted commands, for which the target core waits: at once where nothing of the backstore's
+    /// is under way, otherwise as soon as that has ended.
+    fn manage(&mut self, request: &TaskManagement) {
+        let ids: HashSet<u16> = request.commands.iter().copied().collect();
+        let (mut dropped, mut go_on) = (0, 0);
+        for slot in 0..self.commands.len() {
+            let is_meant =
+                |command: &Option<Command>| command.as_ref().is_some_and(|c| ids.contains(&c.id()));
+            let Some(waker) = self.tasks.waker(slot as u32) else {
+                continue;
+            };
+            if !is_meant(&self.commands[slot]) {
+                continue;
+            }
+            if self.unit.abort(waker) {
+                self.tasks.discard(slot as u32);
+                if let Some(command) = self.commands[slot].take() {
+                    let completion = Completion {
+                        status: Status::TaskAborted.code(),
+                        sense: &[],
+                        read_len: None,
+                    };
+                    self.ring.complete(command, completion);
+                    self.completed += 1;
+                    dropped += 1;
+                }
+            } else {
+                self.context.engine.cancel(waker);
+                self.aborted.insert(slot as u32);
+                go_on += 1;
+            }
+        }
+        if request.kind == TmrKind::LunReset {
+            self.unit.reset();
+        }
+        tracing::info!(
+            lun = %self.name,
+            kind = ?request.kind,
+            commands = ids.len(),
+            aborted = dropped,
+            ending = go_on,
+            "task management"
+        );
+    }
+
+    /// The command in `slot` has ended, perhaps one that was to be aborted.
+    fn end_of_abort(&mut self, slot: u32) {
+        if !self.aborted.is_empty()
+            && self.aborted.remove(&slot)
+            && let Some(waker) = self.tasks.waker(slot)
+        {
+            self.unit.ended(waker);
+        }
+    }
+
     fn finish(&mut self, slot: u32, response: &Response, buffer: OwnedBuffer) {
+        self.end_of_abort(slot);
         if let Some(command) = self.commands[slot as usize].take() {
             let mut bytes = [0; SENSE_BUFFER_LEN];
             let len = match &response.sense {
@@ -270,10 +333,7 @@ where
             }
             match self.ring.next() {
                 Ok(Some(Entry::Command(command))) => self.start(command),
-                // The kernel waits for the aborted commands to complete, and they do.
-                Ok(Some(Entry::TaskManagement(request))) => {
-                    tracing::info!(lun = %self.name, ?request, "task management");
-                }
+                Ok(Some(Entry::TaskManagement(request))) => self.manage(&request),
                 Ok(None) => return fetched,
                 Err(error) => {
                     tracing::error!(lun = %self.name, %error, "the command ring is damaged");
@@ -291,6 +351,7 @@ where
             Err(_) => {
                 tracing::error!(lun = %self.name, "a command failed with a panic; its initiator gets HARDWARE ERROR");
                 self.tasks.discard(slot);
+                self.end_of_abort(slot);
                 self.failed.extend(self.commands[slot as usize].take());
             }
         }

@@ -58,6 +58,11 @@ impl<F: Future> Tasks<F> {
         result
     }
 
+    /// The waker of the task in `slot`, if there ever was one.
+    pub(crate) fn waker(&self, slot: u32) -> Option<&Waker> {
+        self.slots.get(slot as usize).map(|slot| &slot.waker)
+    }
+
     /// Drops the future in `slot`.
     pub(crate) fn discard(&mut self, slot: u32) {
         if let Some(Slot { future, .. }) = self.slots.get_mut(slot as usize)

@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use tcmu_handler::{
     AtomicWrites, Backstore, BlockStatus, Buffer, Capabilities, Comparison, Error, ErrorKind,
-    Extent, Fua, Io, Result, Unmap, WriteFlags, ZeroFlags,
+    Extent, Fua, Io, Result, Unmap, Usage, WriteFlags, ZeroFlags,
 };
 
 /// One call of the backstore.
@@ -31,6 +31,7 @@ pub(crate) struct Disk {
     pub(crate) image: RefCell<Vec<u8>>,
     /// Which units of [`GRANULARITY`] have storage.
     mapped: RefCell<Vec<bool>>,
+    pub(crate) usage: Cell<Usage>,
     /// What is left after the power was cut.
     durable: RefCell<Vec<u8>>,
     calls: RefCell<Vec<Call>>,
@@ -87,6 +88,10 @@ impl Disk {
             capabilities: Cell::new(capabilities),
             image: RefCell::new(vec![0; size]),
             mapped: RefCell::new(vec![false; size.div_ceil(GRANULARITY as usize)]),
+            usage: Cell::new(Usage {
+                used: 0,
+                available: 0,
+            }),
             durable: RefCell::new(vec![0; size]),
             calls: RefCell::default(),
             failing: Cell::new(None),
@@ -244,6 +249,11 @@ impl Backstore for Disk {
         })
         .await;
         Ok(())
+    }
+
+    async fn usage(&self, _io: &Io) -> Result<Usage> {
+        assert!(self.capabilities.get().usage);
+        Ok(self.usage.get())
     }
 
     async fn flush(&self, _io: &Io) -> Result<()> {

@@ -20,7 +20,7 @@ fn standard_data_name_the_disk() {
     let target = Target::new();
     let data = target.parameters(&standard(255));
     assert_eq!(data.len(), 96);
-    assert_eq!(data[..8], [0, 0, 6, 2, 91, 0, 0, 2]);
+    assert_eq!(data[..8], [0, 0, 6, 2, 91, 8, 0, 2]);
     assert_eq!(&data[8..36], b"LIO-ORG TCMU device     0002");
     target.unit.set_identity(Identity {
         vendor: Some("ACME".to_owned()),
@@ -71,7 +71,9 @@ fn every_listed_page_is_there_and_says_its_length() {
     let pages = target.parameters(&page(0));
     assert_eq!(
         pages,
-        [0, 0, 0, 8, 0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2]
+        [
+            0, 0, 0, 9, 0x00, 0x80, 0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2
+        ]
     );
     for &code in &pages[4..] {
         let data = target.parameters(&page(code));
@@ -168,6 +170,12 @@ fn the_cache_is_claimed_only_where_it_is_volatile() {
     assert_eq!(Target::new().parameters(&page(0x86))[4..7], [0, 1, 1]);
     let plain = Target::with(Capabilities::new(1 << 20), true);
     assert_eq!(plain.parameters(&page(0x86))[4..7], [0, 1, 0]);
+}
+
+#[test]
+fn mode_pages_are_shared_by_all_initiators() {
+    let data = Target::new().parameters(&page(0x87));
+    assert_eq!(data, [0, 0x87, 0, 4, 0x3f, 0xff, 0, 0]);
 }
 
 #[test]

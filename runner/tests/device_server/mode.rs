@@ -1,9 +1,13 @@
 //! MODE SENSE and MODE SELECT.
 
-use tcmu::scsi::{AdditionalSense, SenseKey};
+use std::io;
+use std::sync::Arc;
+
+use tcmu::scsi::{AdditionalSense, SenseKey, Status};
 use tcmu_handler::{Capabilities, ErrorKind};
 
 use crate::disk::{Call, Kind, everything};
+use crate::ports::FakeCore;
 use crate::target::{BLOCK, Target, assert_good, assert_illegal, assert_sense, cdb};
 
 const CURRENT: u8 = 0x00;
@@ -24,6 +28,10 @@ fn sense_10(flags: u8, page: u8) -> [u8; 10] {
 /// One page, without what goes before it.
 fn page(target: &Target, page: u8) -> Vec<u8> {
     target.parameters(&sense_6(DBD, page))[4..].to_vec()
+}
+
+fn subpage_of(target: &Target, page: u8, subpage: u8) -> Vec<u8> {
+    target.parameters(&[0x1a, DBD, page, subpage, 255, 0])[4..].to_vec()
 }
 
 /// MODE SELECT (10) of pages.
@@ -59,14 +67,25 @@ fn all_pages_are_each_page_after_the_other() {
     let target = Target::new();
     for control in [CURRENT, CHANGEABLE, DEFAULT] {
         let all = page(&target, control | 0x3f);
-        let each: Vec<u8> = [0x01, 0x08, 0x0a, 0x1c]
-            .into_iter()
-            .flat_map(|code| page(&target, control | code))
-            .collect();
-        assert_eq!(all, each);
-        let with_subpages = target.parameters(&[0x1a, DBD, control | 0x3f, 0xff, 255, 0]);
-        assert_eq!(with_subpages[4..], all);
-        assert!(all.len() + 4 + 8 < 256);
+        let each = |codes: &[(u8, u8)]| -> Vec<u8> {
+            let codes = codes.iter();
+            codes
+                .flat_map(|&(code, subpage)| subpage_of(&target, control | code, subpage))
+                .collect()
+        };
+        assert_eq!(all, each(&[(0x01, 0), (0x08, 0), (0x0a, 0), (0x1c, 0)]));
+        let with_subpages = subpage_of(&target, control | 0x3f, 0xff);
+        assert_eq!(
+            with_subpages,
+            each(&[(0x01, 0), (0x08, 0), (0x0a, 0), (0x0a, 1), (0x1c, 0)])
+        );
+        assert!(with_subpages.len() + 4 + 8 < 256);
+        let control_pages = subpage_of(&target, control | 0x0a, 0xff);
+        assert_eq!(control_pages, each(&[(0x0a, 0), (0x0a, 1)]));
+        assert_eq!(
+            subpage_of(&target, control | 0x08, 0xff),
+            each(&[(0x08, 0)])
+        );
     }
 }
 
@@ -76,7 +95,8 @@ fn what_there_is_not_is_refused() {
     for cdb in [
         sense_6(0, 0x05),
         sense_6(0, 0x00),
-        [0x1a, 0, 0x0a, 0x01, 255, 0],
+        [0x1a, 0, 0x0a, 0x02, 255, 0],
+        [0x1a, 0, 0x08, 0x01, 255, 0],
         [0x1a, 0, 0x3f, 0x01, 255, 0],
     ] {
         let (response, _) = target.data_in(&cdb, 255);
@@ -142,6 +162,46 @@ fn wce_stays_on_if_the_cache_cannot_be_flushed() {
 }
 
 #[test]
+fn the_target_core_keeps_wce() {
+    let core = Arc::new(FakeCore::default());
+    let target = Target::new().on(Arc::clone(&core));
+    let kept = || std::mem::take(&mut *core.write_caches.lock().unwrap());
+    let mut caching = page(&target, 0x08);
+    assert_good(select(&target, &caching));
+    assert_eq!(kept(), []);
+    caching[2] = 0;
+    assert_good(select(&target, &caching));
+    assert_eq!(kept(), [false]);
+    // What is not kept is not so, in either direction; and nobody hears of a change.
+    caching[2] = 4;
+    core.fail(Some(io::ErrorKind::ResourceBusy));
+    let busy = select(&target, &caching);
+    assert_eq!((busy.status, busy.sense), (Status::Busy, None));
+    assert_eq!(page(&target, 0x08)[2], 0);
+    core.fail(Some(io::ErrorKind::NotFound));
+    assert_sense(
+        select(&target, &caching),
+        SenseKey::HardwareError,
+        AdditionalSense::INTERNAL_TARGET_FAILURE,
+    );
+    assert_eq!(page(&target, 0x08)[2], 0);
+}
+
+#[test]
+fn a_reset_restores_what_is_not_saved() {
+    let target = Target::new();
+    let mut pages = [page(&target, 0x08), page(&target, 0x0a)].concat();
+    pages[2] = 0;
+    pages[20 + 2] |= 0x04;
+    pages[20 + 4] |= 0x08;
+    assert_good(select(&target, &pages));
+    target.unit.reset();
+    assert!(!target.unit.descriptor_sense());
+    assert!(!target.unit.write_cache());
+    assert_eq!(page(&target, 0x0a), page(&target, DEFAULT | 0x0a));
+}
+
+#[test]
 fn d_sense_chooses_the_format_of_sense_data() {
     let target = Target::new();
     assert!(!target.unit.descriptor_sense());
@@ -181,6 +241,7 @@ fn what_was_sensed_can_be_selected() {
         (sense_10(0, 0x3f).to_vec(), 0x55),
         (sense_10(0x10, 0x3f).to_vec(), 0x55),
         (sense_6(DBD, 0x3f).to_vec(), 0x15),
+        ([0x1a, 0, 0x3f, 0xff, 255, 0].to_vec(), 0x15),
     ] {
         let list = target.parameters(&sense);
         let len = list.len() as u16;
@@ -221,7 +282,12 @@ fn bad_parameter_lists() {
     wrong_length[1] -= 1;
     assert_illegal(select(&target, &wrong_length), invalid);
     assert_illegal(select(&target, &[0x05, 0x0a]), invalid);
+    // Subpages that are not there, of another length, cut off, and one that is no subpage.
+    assert_illegal(select(&target, &[0x4a, 0x02, 0, 28]), invalid);
     assert_illegal(select(&target, &[0x4a, 0x01, 0, 0]), invalid);
+    assert_illegal(select(&target, &[0x4a, 0x01, 0]), length);
+    assert_illegal(select(&target, &[0x4a]), length);
+    assert_illegal(select(&target, &[0x48, 0x00, 0, 18]), invalid);
     // Cut off in the page, in its header, in the list's header.
     assert_illegal(select(&target, &caching[..19]), length);
     assert_illegal(select(&target, &caching[..1]), length);

@@ -174,6 +174,20 @@ fn reservations_are_claimed_if_the_kernel_serves_them() {
 }
 
 #[test]
+fn task_management_functions_are_those_of_the_target_core() {
+    let target = Target::new();
+    let report = |repd: u8, len: u8| [0xa3, 0x0d, repd, 0, 0, 0, 0, 0, 0, len, 0, 0];
+    // ABORT TASK and LOGICAL UNIT RESET.
+    assert_eq!(target.parameters(&report(0, 4)), [0x88, 0, 0, 0]);
+    let extended = target.parameters(&report(0x80, 255));
+    assert_eq!(extended, [&[0x88, 0, 0, 12], &[0; 12][..]].concat());
+    for cdb in [report(0, 3), report(0x80, 15)] {
+        let (response, _) = target.data_in(&cdb, 255);
+        assert_illegal(response, AdditionalSense::INVALID_FIELD_IN_CDB);
+    }
+}
+
+#[test]
 fn vendor_commands_are_answered() {
     let target = Target::new();
     for opcode in 0xc0..=0xff {

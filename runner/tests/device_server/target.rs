@@ -5,11 +5,12 @@ use std::future::{Future, poll_fn};
 use std::num::NonZeroU32;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use tcmu::scsi::{AdditionalSense, SenseKey, Status};
 use tcmu_handler::{Capabilities, Io, OwnedBuffer, testing};
-use tcmu_runner::device_server::{Geometry, Identity, LogicalUnit, Request, Response};
+use tcmu_runner::device_server::{Geometry, Identity, LogicalUnit, Request, Response, TargetCore};
 
 use crate::disk::{Call, Disk, everything};
 
@@ -55,6 +56,13 @@ impl Target {
             io: testing::io(),
             background: RefCell::default(),
         }
+    }
+
+    /// The same on a target core.
+    pub(crate) fn on(mut self, core: Arc<impl TargetCore + 'static>) -> Self {
+        let unit = Rc::into_inner(self.unit).expect("nothing runs yet");
+        self.unit = Rc::new(unit.with_target_core(core));
+        self
     }
 
     /// Goes a step further with what the unit does beside commands; says whether there was anything.

@@ -335,6 +335,62 @@ pub struct ServiceActionIn16 {
     pub control: u8,
 }
 
+/// MAINTENANCE IN and OUT with nothing but a length: REPORT and SET TARGET PORT GROUPS, REPORT
+/// SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4, 6.36, 6.37 and 6.45).
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Maintenance {
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// SERVICE ACTION, 5 bits, and PARAMETER DATA FORMAT.
+    pub service_action: u8,
+    /// Flags of the service action.
+    pub flags: u8,
+    reserved: [u8; 3],
+    /// ALLOCATION LENGTH or PARAMETER LIST LENGTH in bytes.
+    pub length: U32,
+    reserved10: u8,
+    /// CONTROL.
+    pub control: u8,
+}
+
+/// LOG SENSE: SPC-4, 6.8.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct LogSense {
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// SP in bit 0.
+    pub flags: u8,
+    /// PC and PAGE CODE.
+    pub page: u8,
+    /// SUBPAGE CODE.
+    pub subpage: u8,
+    reserved: u8,
+    /// PARAMETER POINTER: the first parameter code that is wanted.
+    pub parameter_pointer: U16,
+    /// ALLOCATION LENGTH in bytes.
+    pub allocation_length: U16,
+    /// CONTROL.
+    pub control: u8,
+}
+
+/// SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS: SPC-4, 6.42 and 6.27.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Diagnostic {
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// Flags of the command.
+    pub flags: u8,
+    /// PAGE CODE, where something is received.
+    pub page_code: u8,
+    /// PARAMETER LIST LENGTH or ALLOCATION LENGTH in bytes.
+    pub length: U16,
+    /// CONTROL.
+    pub control: u8,
+}
+
 /// REPORT SUPPORTED OPERATION CODES: SPC-4, 6.35.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -373,6 +429,9 @@ const _: () = {
     assert!(size_of::<ParameterList10>() == 10);
     assert!(size_of::<StartStopUnit>() == 6);
     assert!(size_of::<ServiceActionIn16>() == 16);
+    assert!(size_of::<Maintenance>() == 12);
+    assert!(size_of::<LogSense>() == 10);
+    assert!(size_of::<Diagnostic>() == 6);
     assert!(size_of::<ReportSupportedOpcodes>() == 12);
 };
 

@@ -9,6 +9,14 @@ pub const DIRECT_ACCESS_BLOCK_DEVICE: u8 = 0x00;
 pub const VERSION_SPC4: u8 = 0x06;
 /// RESPONSE DATA FORMAT: the one that SPC-4 defines.
 pub const RESPONSE_DATA_FORMAT: u8 = 0x02;
+/// 3PC in [`Standard::protection`]: third-party copy commands.
+pub const THIRD_PARTY_COPY: u8 = 0x08;
+/// TPGS in [`Standard::protection`]: target port groups change their state by themselves.
+pub const TPGS_IMPLICIT: u8 = 0x10;
+/// TPGS in [`Standard::protection`]: SET TARGET PORT GROUPS changes their state.
+pub const TPGS_EXPLICIT: u8 = 0x20;
+/// MULTIP in [`Standard::enclosure`]: there are several ports.
+pub const MULTIP: u8 = 0x10;
 /// CMDQUE in [`Standard::command_management`]: several commands at once.
 pub const CMDQUE: u8 = 0x02;
 
@@ -81,6 +89,12 @@ impl Standard {
             version_descriptors,
             reserved2: [0; 22],
         }
+    }
+
+    /// Makes them the data of a device of another type, without claiming a standard for the type.
+    pub fn set_device_type(&mut self, device_type: u8) {
+        self.peripheral = device_type;
+        self.version_descriptors[2] = U16::ZERO;
     }
 }
 

@@ -11,10 +11,17 @@ pub mod page {
     pub const CACHING: u8 = 0x08;
     /// Control.
     pub const CONTROL: u8 = 0x0a;
+    /// SUBPAGE CODE of the Control Extension page, whose page code is [`CONTROL`]'s.
+    pub const CONTROL_EXTENSION: u8 = 0x01;
     /// Informational Exceptions Control.
     pub const INFORMATIONAL_EXCEPTIONS_CONTROL: u8 = 0x1c;
+    /// SUBPAGE CODE of the Logical Block Provisioning page, whose page code is
+    /// [`INFORMATIONAL_EXCEPTIONS_CONTROL`]'s.
+    pub const LOGICAL_BLOCK_PROVISIONING: u8 = 0x02;
     /// MODE SENSE: all pages.
     pub const ALL: u8 = 0x3f;
+    /// MODE SENSE, SUBPAGE CODE: all subpages.
+    pub const ALL_SUBPAGES: u8 = 0xff;
 }
 
 /// MODE SENSE's page control: which values are asked for (SPC-4, 6.13.1).
@@ -175,6 +182,29 @@ pub const UNRESTRICTED_REORDERING: u8 = 0x10;
 /// SWP: the logical unit is write-protected by software.
 pub const SWP: u8 = 0x08;
 
+/// Control Extension page (SPC-4, 7.5.9).
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ControlExtension {
+    /// [`SPF`] and PAGE CODE.
+    pub page_code: u8,
+    /// SUBPAGE CODE.
+    pub subpage_code: u8,
+    /// PAGE LENGTH.
+    pub page_length: U16,
+    /// TCMOS, SCSIP, [`IALUAE`].
+    pub flags: u8,
+    /// INITIAL COMMAND PRIORITY in bits 3-0.
+    pub priority: u8,
+    /// MAXIMUM SENSE DATA LENGTH in bytes; 0: no limit is said.
+    pub max_sense_length: u8,
+    /// Reserved.
+    pub reserved: [u8; 25],
+}
+
+/// IALUAE: target port groups may change their state by themselves.
+pub const IALUAE: u8 = 0x01;
+
 /// Informational Exceptions Control page (SBC-3, 6.5.6).
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -196,7 +226,75 @@ pub struct InformationalExceptions {
 /// DEXCPT: informational exceptions are not reported.
 pub const DEXCPT: u8 = 0x08;
 
+/// Threshold descriptor (SBC-3, 6.5.9).
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ThresholdDescriptor {
+    /// [`ENABLED`], THRESHOLD TYPE in bits 5-3, THRESHOLD ARMING in bits 2-0.
+    pub flags: u8,
+    /// THRESHOLD RESOURCE: the code of a parameter of the log page.
+    pub resource: u8,
+    reserved: U16,
+    /// THRESHOLD COUNT in threshold sets.
+    pub count: U32,
+}
+
+/// ENABLED in [`ThresholdDescriptor::flags`].
+pub const ENABLED: u8 = 0x80;
+/// THRESHOLD ARMING: the threshold is reached from above.
+pub const ARMED_DECREASING: u8 = 0x00;
+/// THRESHOLD ARMING: the threshold is reached from below.
+pub const ARMED_INCREASING: u8 = 0x01;
+
+impl ThresholdDescriptor {
+    /// The descriptor of a soft threshold.
+    pub fn new(flags: u8, resource: u8, count: u32) -> Self {
+        Self {
+            flags,
+            resource,
+            reserved: U16::ZERO,
+            count: count.into(),
+        }
+    }
+}
+
+/// Logical Block Provisioning page (SBC-3, 6.5.9) with two descriptors.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct LogicalBlockProvisioning {
+    /// [`SPF`] and PAGE CODE.
+    pub page_code: u8,
+    /// SUBPAGE CODE.
+    pub subpage_code: u8,
+    /// PAGE LENGTH.
+    pub page_length: U16,
+    /// [`SITUA`].
+    pub flags: u8,
+    reserved: [u8; 11],
+    /// The thresholds.
+    pub thresholds: [ThresholdDescriptor; 2],
+}
+
+/// SITUA: a threshold that is reached is reported to one initiator.
+pub const SITUA: u8 = 0x01;
+
+impl LogicalBlockProvisioning {
+    /// The page with the given fields.
+    pub fn new(flags: u8, thresholds: [ThresholdDescriptor; 2]) -> Self {
+        Self {
+            page_code: SPF | page::INFORMATIONAL_EXCEPTIONS_CONTROL,
+            subpage_code: page::LOGICAL_BLOCK_PROVISIONING,
+            page_length: (size_of::<Self>() as u16 - 4).into(),
+            flags,
+            reserved: [0; 11],
+            thresholds,
+        }
+    }
+}
+
 const _: () = {
+    assert!(size_of::<ThresholdDescriptor>() == 8);
+    assert!(size_of::<LogicalBlockProvisioning>() == 32);
     assert!(size_of::<Header6>() == 4);
     assert!(size_of::<Header10>() == 8);
     assert!(size_of::<BlockDescriptor>() == 8);
@@ -204,5 +302,6 @@ const _: () = {
     assert!(size_of::<ReadWriteErrorRecovery>() == 12);
     assert!(size_of::<Caching>() == 20);
     assert!(size_of::<Control>() == 12);
+    assert!(size_of::<ControlExtension>() == 32);
     assert!(size_of::<InformationalExceptions>() == 12);
 };

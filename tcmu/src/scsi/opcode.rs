@@ -22,6 +22,10 @@ pub const RELEASE_6: u8 = 0x17;
 pub const MODE_SENSE_6: u8 = 0x1a;
 /// START STOP UNIT.
 pub const START_STOP_UNIT: u8 = 0x1b;
+/// RECEIVE DIAGNOSTIC RESULTS.
+pub const RECEIVE_DIAGNOSTIC_RESULTS: u8 = 0x1c;
+/// SEND DIAGNOSTIC.
+pub const SEND_DIAGNOSTIC: u8 = 0x1d;
 /// READ CAPACITY (10).
 pub const READ_CAPACITY_10: u8 = 0x25;
 /// READ (10).
@@ -44,6 +48,8 @@ pub const WRITE_SAME_10: u8 = 0x41;
 pub const UNMAP: u8 = 0x42;
 /// SANITIZE.
 pub const SANITIZE: u8 = 0x48;
+/// LOG SENSE.
+pub const LOG_SENSE: u8 = 0x4d;
 /// MODE SELECT (10).
 pub const MODE_SELECT_10: u8 = 0x55;
 /// RESERVE (10).
@@ -88,6 +94,8 @@ pub const SERVICE_ACTION_IN_16: u8 = 0x9e;
 pub const REPORT_LUNS: u8 = 0xa0;
 /// MAINTENANCE IN.
 pub const MAINTENANCE_IN: u8 = 0xa3;
+/// MAINTENANCE OUT.
+pub const MAINTENANCE_OUT: u8 = 0xa4;
 /// READ (12).
 pub const READ_12: u8 = 0xa8;
 /// WRITE (12).
@@ -125,8 +133,18 @@ pub mod service_action_in_16 {
 
 /// Service actions of [`MAINTENANCE_IN`].
 pub mod maintenance_in {
+    /// REPORT TARGET PORT GROUPS.
+    pub const REPORT_TARGET_PORT_GROUPS: u16 = 0x0a;
     /// REPORT SUPPORTED OPERATION CODES.
     pub const REPORT_SUPPORTED_OPERATION_CODES: u16 = 0x0c;
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
+    pub const REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS: u16 = 0x0d;
+}
+
+/// Service actions of [`MAINTENANCE_OUT`].
+pub mod maintenance_out {
+    /// SET TARGET PORT GROUPS.
+    pub const SET_TARGET_PORT_GROUPS: u16 = 0x0a;
 }
 
 /// Service actions of [`PERSISTENT_RESERVE_IN`].

@@ -42,6 +42,30 @@ pub enum SenseKey {
     Completed = 0xf,
 }
 
+impl SenseKey {
+    /// The key of this number; `None` for the one that is reserved, and from 16 on.
+    pub const fn from_bits(key: u8) -> Option<Self> {
+        Some(match key {
+            0x0 => Self::NoSense,
+            0x1 => Self::RecoveredError,
+            0x2 => Self::NotReady,
+            0x3 => Self::MediumError,
+            0x4 => Self::HardwareError,
+            0x5 => Self::IllegalRequest,
+            0x6 => Self::UnitAttention,
+            0x7 => Self::DataProtect,
+            0x8 => Self::BlankCheck,
+            0x9 => Self::VendorSpecific,
+            0xa => Self::CopyAborted,
+            0xb => Self::AbortedCommand,
+            0xd => Self::VolumeOverflow,
+            0xe => Self::Miscompare,
+            0xf => Self::Completed,
+            _ => return None,
+        })
+    }
+}
+
 /// Additional sense code and qualifier (SPC-4, annex F).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AdditionalSense {
@@ -107,11 +131,13 @@ additional_sense! {
     0x31, 0x00, MEDIUM_FORMAT_CORRUPTED, "MEDIUM FORMAT CORRUPTED";
     0x31, 0x01, FORMAT_COMMAND_FAILED, "FORMAT COMMAND FAILED";
     0x31, 0x03, SANITIZE_COMMAND_FAILED, "SANITIZE COMMAND FAILED";
+    0x38, 0x07, THIN_PROVISIONING_SOFT_THRESHOLD_REACHED, "THIN PROVISIONING SOFT THRESHOLD REACHED";
     0x39, 0x00, SAVING_PARAMETERS_NOT_SUPPORTED, "SAVING PARAMETERS NOT SUPPORTED";
     0x3e, 0x03, LOGICAL_UNIT_FAILED_SELF_TEST, "LOGICAL UNIT FAILED SELF-TEST";
     0x3f, 0x03, INQUIRY_DATA_HAS_CHANGED, "INQUIRY DATA HAS CHANGED";
     0x44, 0x00, INTERNAL_TARGET_FAILURE, "INTERNAL TARGET FAILURE";
     0x55, 0x03, INSUFFICIENT_RESOURCES, "INSUFFICIENT RESOURCES";
+    0x67, 0x0a, SET_TARGET_PORT_GROUPS_COMMAND_FAILED, "SET TARGET PORT GROUPS COMMAND FAILED";
 }
 
 /// Where in the CDB or the parameter list the first wrong field is (SPC-4, 4.5.2.4.2).

@@ -13,6 +13,8 @@ pub mod page {
     pub const DEVICE_IDENTIFICATION: u8 = 0x83;
     /// Extended INQUIRY data.
     pub const EXTENDED_INQUIRY_DATA: u8 = 0x86;
+    /// Mode page policy.
+    pub const MODE_PAGE_POLICY: u8 = 0x87;
     /// Third-party copy.
     pub const THIRD_PARTY_COPY: u8 = 0x8f;
     /// Block limits.
@@ -56,6 +58,10 @@ pub const CODE_SET_ASCII: u8 = 0x02;
 pub const DESIGNATOR_T10_VENDOR_ID: u8 = 0x01;
 /// DESIGNATOR TYPE: NAA.
 pub const DESIGNATOR_NAA: u8 = 0x03;
+/// DESIGNATOR TYPE: relative target port identifier.
+pub const DESIGNATOR_RELATIVE_TARGET_PORT: u8 = 0x04;
+/// DESIGNATOR TYPE: target port group.
+pub const DESIGNATOR_TARGET_PORT_GROUP: u8 = 0x05;
 
 impl DesignatorHeader {
     /// The header of a designator of the logical unit itself.
@@ -65,6 +71,34 @@ impl DesignatorHeader {
             designator_type,
             reserved: 0,
             length,
+        }
+    }
+}
+
+/// A designator of the target port that a command came through: its relative identifier or its group
+/// (SPC-4, 7.8.6.7 and 7.8.6.8).
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PortDesignator {
+    header: DesignatorHeader,
+    reserved: U16,
+    /// RELATIVE TARGET PORT IDENTIFIER or TARGET PORT GROUP.
+    pub number: U16,
+}
+
+impl PortDesignator {
+    /// A designator of one of the two types.
+    pub fn new(designator_type: u8, number: u16) -> Self {
+        const OF_TARGET_PORT: u8 = 0x10;
+        Self {
+            header: DesignatorHeader {
+                code_set: CODE_SET_BINARY,
+                designator_type: OF_TARGET_PORT | designator_type,
+                reserved: 0,
+                length: 4,
+            },
+            reserved: U16::ZERO,
+            number: number.into(),
         }
     }
 }
@@ -118,6 +152,34 @@ impl ExtendedInquiry {
             task_attributes,
             cache,
             reserved: [0; 57],
+        }
+    }
+}
+
+/// Mode Page Policy page (SPC-4, 7.8.11) with one descriptor, for all pages.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ModePagePolicy {
+    /// Page header.
+    pub header: Header,
+    /// POLICY PAGE CODE.
+    pub page_code: u8,
+    /// POLICY SUBPAGE CODE.
+    pub subpage_code: u8,
+    /// MLUS and MODE PAGE POLICY.
+    pub policy: u8,
+    reserved: u8,
+}
+
+impl ModePagePolicy {
+    /// All mode pages and subpages are shared by all initiators.
+    pub fn all_shared(peripheral: u8) -> Self {
+        Self {
+            header: header::<Self>(peripheral, page::MODE_PAGE_POLICY),
+            page_code: 0x3f,
+            subpage_code: 0xff,
+            policy: 0,
+            reserved: 0,
         }
     }
 }
@@ -253,6 +315,8 @@ const _: () = {
     assert!(size_of::<Header>() == 4);
     assert!(size_of::<DesignatorHeader>() == 4);
     assert!(size_of::<ExtendedInquiry>() == 64);
+    assert!(size_of::<PortDesignator>() == 8);
+    assert!(size_of::<ModePagePolicy>() == 8);
     assert!(size_of::<BlockLimits>() == 64);
     assert!(size_of::<BlockDeviceCharacteristics>() == 64);
     assert!(size_of::<LogicalBlockProvisioning>() == 8);

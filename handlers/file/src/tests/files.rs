@@ -347,3 +347,22 @@ fn direct_io_is_tried_where_the_file_system_does_not_tell() {
         }
     }
 }
+
+#[test]
+fn usage_is_what_the_file_takes() {
+    let dir = tempdir().unwrap();
+    let image = image(&dir, "");
+    assert!(image.capabilities().usage);
+    let usage = || block_on(image.usage(&io())).unwrap();
+    let empty = usage();
+    assert!(empty.used < SIZE && empty.available > 0);
+    write(&image, 7, SIZE as usize, 0, false).unwrap();
+    block_on(image.flush(&io())).unwrap();
+    assert!(usage().used >= SIZE);
+    let extent = Extent {
+        offset: 0,
+        len: SIZE,
+    };
+    block_on(image.unmap(&io(), extent)).unwrap();
+    assert!(usage().used < SIZE);
+}

@@ -11,6 +11,7 @@ mod iscsi;
 mod kernel;
 mod lifecycle;
 mod many;
+mod primary;
 mod targetcli;
 
 fn main() -> std::process::ExitCode {

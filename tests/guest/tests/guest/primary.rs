@@ -1,0 +1,279 @@
+//! What SPC says of every SCSI device, seen by sg3_utils and the kernel's initiator.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tcmu_guest_tests::daemon::Daemon;
+use tcmu_guest_tests::lun::{self, Disk, MIB};
+use tcmu_guest_tests::sh::{self, SG_ILLEGAL_REQUEST};
+use tcmu_guest_tests::{TestResult, guest_test, skip};
+
+/// The folder of a LUN in configfs.
+fn folder(disk: &Disk) -> anyhow::Result<PathBuf> {
+    let core = Path::new("/sys/kernel/config/target/core");
+    for hba in fs::read_dir(core)? {
+        let folder = hba?.path().join(disk.name());
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+    }
+    anyhow::bail!("{} is not in configfs", disk.name())
+}
+
+/// An attribute of a LUN, without whitespace around it.
+fn attribute(disk: &Disk, name: &str) -> anyhow::Result<String> {
+    let path = folder(disk)?.join(name);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(text.trim().to_owned())
+}
+
+fn set(disk: &Disk, name: &str, value: &str) -> anyhow::Result<()> {
+    let path = folder(disk)?.join(name);
+    fs::write(&path, value).with_context(|| path.display().to_string())
+}
+
+guest_test!(every_page_is_decoded);
+fn every_page_is_decoded() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::create(
+        "pages",
+        "ram",
+        "pages",
+        &["--size", "16M", "--serial", "abc1"],
+    )?;
+    // sg_vpd and sg_modes exit with an error where a page does not decode.
+    let pages = sh::run(&["sg_vpd", "--raw", "--page=0", disk.path()]).is_ok();
+    ensure!(pages, "no list of VPD pages");
+    for page in [
+        "0x0", "0x80", "0x83", "0x86", "0x87", "0xb0", "0xb1", "0xb2",
+    ] {
+        let text = sh::run(&["sg_vpd", &format!("--page={page}"), disk.path()])?;
+        ensure!(
+            !text.contains("malformed") && !text.contains("too short"),
+            "page {page}: {text}"
+        );
+    }
+    let identification = sh::run(&["sg_vpd", "--page=0x83", disk.path()])?;
+    for designator in [
+        "Target port group: 0x0",
+        "Relative target port: 0x",
+        "NAA 6",
+    ] {
+        ensure!(
+            identification.contains(designator),
+            "no `{designator}` in {identification}"
+        );
+    }
+    for control in ["0", "1", "2"] {
+        let control = format!("--control={control}");
+        let text = sh::run(&["sg_modes", "-a", "-a", &control, disk.path()])?;
+        ensure!(text.contains("Control extension"), "{text}");
+    }
+    for page in ["0x0", "0x0,0xff", "0x2f"] {
+        sh::run(&["sg_logs", &format!("--page={page}"), disk.path()])?;
+    }
+    sh::run(&["sg_requests", disk.path()])?;
+    sh::run(&["sg_requests", "--desc", disk.path()])?;
+    sh::run(&["sg_senddiag", "--test", disk.path()])?;
+    sh::run(&["sg_senddiag", "--selftest=5", disk.path()])?;
+    sh::run_code(
+        &["sg_senddiag", "--selftest=1", disk.path()],
+        SG_ILLEGAL_REQUEST,
+    )?;
+    sh::run(&["sg_senddiag", "--list", disk.path()])?;
+    let functions = sh::run(&["sg_opcodes", "--tmf", disk.path()])?;
+    ensure!(
+        functions.contains("Abort task") && functions.contains("Logical unit reset"),
+        "{functions}"
+    );
+    let timeouts = sh::run(&["sg_opcodes", "--rctd", disk.path()])?;
+    ensure!(timeouts.contains("recommended"), "{timeouts}");
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(a_thin_disk_counts_its_storage);
+fn a_thin_disk_counts_its_storage() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::of_image("thin", 64 * MIB)?;
+    let used = || -> anyhow::Result<u32> {
+        let text = sh::run(&["sg_logs", "--page=0xc", disk.path()])?;
+        let line = text.lines().find(|line| line.contains("Used"));
+        let count = line.and_then(|line| line.split_whitespace().find_map(|w| w.parse().ok()));
+        count.with_context(|| format!("no count of what is used: {text}"))
+    };
+    let before = used()?;
+    let target = format!("of={}", disk.path());
+    sh::run(&[
+        "dd",
+        "if=/dev/urandom",
+        &target,
+        "bs=1M",
+        "count=16",
+        "oflag=direct",
+    ])?;
+    ensure!(used()? == before + 16, "16 MiB were written");
+    let mode = sh::run(&["sg_modes", "--page=0x1c,2", disk.path()])?;
+    ensure!(mode.contains("provisioning"), "{mode}");
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(the_write_cache_is_one_with_configfs);
+fn the_write_cache_is_one_with_configfs() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::of_image("cache", 16 * MIB)?;
+    let wce_is = |on: bool| -> anyhow::Result<bool> {
+        let text = sh::run(&["sg_modes", "--page=8", "-H", disk.path()])?;
+        // The page begins with `08 12`, and WCE is bit 2 of the next byte.
+        let bytes: Vec<&str> = text.split_whitespace().collect();
+        let at = bytes.windows(2).position(|pair| pair == ["08", "12"]);
+        let at = at.with_context(|| format!("no caching page in {text}"))?;
+        Ok((bytes[at + 2] == "04") == on)
+    };
+    ensure!(wce_is(false)?, "the write cache is on at first");
+    // From an initiator.
+    let cache_type = sh::run(&["sh", "-c", "echo /sys/class/scsi_disk/*/cache_type"])?;
+    fs::write(cache_type.trim(), "write back")?;
+    ensure!(wce_is(true)?, "WCE was not set");
+    ensure!(attribute(&disk, "attrib/emulate_write_cache")? == "1");
+    // From the administrator.
+    set(&disk, "attrib/emulate_write_cache", "0")?;
+    ensure!(wce_is(false)?, "WCE does not follow the attribute");
+    set(&disk, "attrib/emulate_write_cache", "1")?;
+    daemon.stop()?;
+    let daemon = Daemon::start()?;
+    ensure!(wce_is(true)?, "WCE did not survive the daemon");
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(target_port_groups_are_those_of_configfs);
+fn target_port_groups_are_those_of_configfs() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::create("alua", "ram", "alua", &["--size", "16M"])?;
+    let inquiry = sh::run(&["sg_inq", disk.path()])?;
+    ensure!(inquiry.contains("TPGS=3"), "{inquiry}");
+    let groups = sh::run(&["sg_rtpg", "--decode", disk.path()])?;
+    ensure!(groups.contains("active/optimized"), "{groups}");
+    sh::run(&["sg_rtpg", "--extended", "--decode", disk.path()])?;
+
+    let default = "alua/default_tg_pt_gp/alua_access_state";
+    // Active/non-optimized, by an initiator.
+    sh::run(&["sg_stpg", "--active=0", "--tp=0,1", disk.path()])
+        .or_else(|_| sh::run(&["sg_stpg", "--tp=0,1", disk.path()]))?;
+    ensure!(
+        attribute(&disk, default)? == "1",
+        "the kernel did not hear of it"
+    );
+    ensure!(
+        attribute(&disk, "alua/default_tg_pt_gp/alua_access_status")? == "Altered by Explicit STPG"
+    );
+    let groups = sh::run(&["sg_rtpg", "--decode", disk.path()])?;
+    ensure!(groups.contains("active/non optimized"), "{groups}");
+    disk.write(0, 7)?;
+    set(&disk, default, "0")?;
+
+    // Where the kernel keeps no groups, none are claimed.
+    set(&disk, "alua/default_tg_pt_gp/alua_access_type", "0")?;
+    let inquiry = sh::run(&["sg_inq", disk.path()])?;
+    ensure!(inquiry.contains("TPGS=0"), "{inquiry}");
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(reservations_are_claimed_where_the_kernel_serves_them);
+fn reservations_are_claimed_where_the_kernel_serves_them() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::create("keys", "ram", "keys", &["--size", "16M"])?;
+    let lists = |what: &str| -> anyhow::Result<bool> {
+        Ok(sh::run(&["sg_opcodes", disk.path()])?.contains(what))
+    };
+    ensure!(lists("Persistent reserve in")?);
+    set(&disk, "attrib/emulate_pr", "0")?;
+    ensure!(!lists("Persistent reserve in")?, "claimed, and not served");
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(resets_under_load_lose_nothing);
+fn resets_under_load_lose_nothing() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::of_image("reset", 64 * MIB)?;
+    ensure!(attribute(&disk, "attrib/tmr_notification")? == "1");
+    let file = format!("--filename={}", disk.path());
+    let mut load = Command::new("fio")
+        .args(["--name=load", &file, "--direct=1", "--ioengine=libaio"])
+        .args(["--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=64M"])
+        .args(["--io_size=48M", "--verify=crc32c", "--do_verify=1"])
+        .args(["--verify_fatal=1", "--verify_state_save=0"])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot run fio")?;
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(200));
+        sh::run(&["sg_reset", "--device", disk.path()])?;
+    }
+    ensure!(load.wait()?.success(), "fio failed");
+    ensure!(
+        daemon.log().contains("task management"),
+        "the daemon heard of no reset"
+    );
+    disk.write(0, 3)?;
+    ensure!(disk.holds(0, 3)?);
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(a_reset_waits_for_a_stuck_backstore_and_no_longer);
+fn a_reset_waits_for_a_stuck_backstore_and_no_longer() -> TestResult {
+    if sh::run_any(&["dmsetup", "targets"]).is_ok_and(|output| !output.status.success()) {
+        skip!("this kernel has no device mapper");
+    }
+    let daemon = Daemon::start()?;
+    lun::image("below", 16 * MIB)?;
+    let loopdev = sh::run(&["losetup", "--find", "--show", "/run/below.img"])?;
+    let table = format!("0 {} linear {} 0", 16 * MIB / 512, loopdev.trim());
+    sh::run(&[
+        "dmsetup",
+        "create",
+        "--noudevsync",
+        "stuck",
+        "--table",
+        &table,
+    ])?;
+    let disk = Disk::create("stuck", "file", "/dev/mapper/stuck", &[])?;
+    let other = Disk::of_image("other", 16 * MIB)?;
+    disk.write(0, 1)?;
+
+    sh::run(&["dmsetup", "suspend", "--noflush", "--nolockfs", "stuck"])?;
+    let target = format!("if={}", disk.path());
+    let mut reader = Command::new("dd")
+        .args([&target, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot run dd")?;
+    thread::sleep(Duration::from_millis(500));
+    ensure!(reader.try_wait()?.is_none(), "dd ended on a suspended disk");
+    let mut reset = Command::new("sg_reset")
+        .args(["--device", disk.path()])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot run sg_reset")?;
+    thread::sleep(Duration::from_millis(500));
+    other.write(0, 2)?;
+    ensure!(other.holds(0, 2)?, "the other LUN was disturbed");
+    sh::run(&["dmsetup", "resume", "--noudevsync", "stuck"])?;
+    ensure!(reset.wait()?.success(), "the reset failed");
+    ensure!(reader.wait()?.success(), "the read failed");
+    ensure!(disk.holds(0, 1)?);
+    disk.delete()?;
+    other.delete()?;
+    sh::run(&["dmsetup", "remove", "--noudevsync", "stuck"])?;
+    sh::run(&["losetup", "--detach", loopdev.trim()])?;
+    daemon.stop()
+}
