@@ -1,11 +1,17 @@
 //! The engine against qemu's, against power cuts, failing files and hostile images.
 
+mod creating;
 mod differential;
 mod engine;
 mod faults;
+mod hostile;
+mod locking;
 mod model;
+mod opening;
 mod power_cut;
 mod qemu;
+mod resizing;
+mod snapshots;
 mod variants;
 mod workload;
 

@@ -103,10 +103,17 @@ pub(super) struct Ran {
     pub(super) ended: Option<usize>,
 }
 
-/// What the sectors may hold after a power cut at a position of the log.
-///
-/// A flush (or a durable write) that had ended makes certain what had ended before it began; of all
-/// that was not certain by then, anything may be there.
+/// What happened at a position of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The power was cut. A flush (or a durable write) that had ended makes certain what had ended
+    /// before it began; of all that was not certain by then, anything may be there.
+    Cut,
+    /// The daemon was killed. All that had ended is certain.
+    Killed,
+}
+
+/// What the sectors may hold after the end.
 pub(super) struct Allowed<'a> {
     before: &'a [u8],
     /// For each sector: whether it may be as before, and the requests that it may show.
@@ -114,14 +121,15 @@ pub(super) struct Allowed<'a> {
 }
 
 impl<'a> Allowed<'a> {
-    pub(super) fn new(history: &'a [Ran], position: usize, before: &'a [u8]) -> Self {
+    pub(super) fn new(history: &'a [Ran], end: End, position: usize, before: &'a [u8]) -> Self {
         let had_ended = |ran: &Ran| ran.ended.is_some_and(|ended| ended <= position);
-        let certain = history
+        let flushes = history
             .iter()
-            .filter(|ran| matches!(ran.placed.request, Request::Flush) && had_ended(ran))
-            .map(|ran| ran.started)
-            .max()
-            .unwrap_or(0);
+            .filter(|ran| matches!(ran.placed.request, Request::Flush) && had_ended(ran));
+        let certain = match end {
+            End::Cut => flushes.map(|ran| ran.started).max().unwrap_or(0),
+            End::Killed => position,
+        };
         let mut sectors = vec![(true, Vec::new()); before.len() / SECTOR];
         let began = history
             .iter()

@@ -1,6 +1,8 @@
 //! Power cuts at every point of a workload: unflushed writes may be lost, torn and out of order.
-//!
 //! After each the image has no errors (leaks aside), and shows what was flushed.
+//!
+//! The death of the daemon at every point: nothing is lost that the kernel was given, and the image
+//! shows every request that was answered.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
@@ -9,7 +11,7 @@ use std::path::{Path, PathBuf};
 use tempfile::tempdir;
 
 use super::engine::{Disordered, Random, Record};
-use super::model::{Allowed, SECTOR};
+use super::model::{Allowed, End, SECTOR};
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
 use super::{open, qemu};
@@ -27,6 +29,16 @@ enum Left {
     Everything,
     SomeWrites,
     SomeSectors,
+}
+
+impl Left {
+    /// That nothing is lost is what the death of the daemon looks like.
+    fn end(self) -> End {
+        match self {
+            Self::Everything => End::Killed,
+            _ => End::Cut,
+        }
+    }
 }
 
 /// The files of an image on a medium.
@@ -197,7 +209,7 @@ fn cut(name: &str, requests: usize, cuts: usize) {
             let image = open(&crashed, ";readonly=on", SIZE).unwrap();
             let shown = read_all(&Disordered::new(1), &image).unwrap();
             drop(image);
-            let allowed = Allowed::new(&outcome.history, position, &before);
+            let allowed = Allowed::new(&outcome.history, left.end(), position, &before);
             compare(&shown, &allowed, &what);
             if number % 16 == 3 {
                 qemu::check(&crashed, true);

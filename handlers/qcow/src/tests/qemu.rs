@@ -60,6 +60,13 @@ pub(super) fn check(path: &Path, leaks: bool) {
     );
 }
 
+/// What qemu-img says of an image.
+pub(super) fn info(path: &Path) -> String {
+    let mut command = Command::new("qemu-img");
+    let output = output(command.args(["info", "-f", "qcow2", text(path)]));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// The bytes of the virtual disk, as qemu sees them.
 pub(super) fn contents(path: &Path) -> Vec<u8> {
     let raw = path.with_extension("raw-copy");
