@@ -51,7 +51,9 @@ impl<B: Backstore> LogicalUnit<B> {
         let not_ready = run.operation.in_progress(0);
         self.unit.not_ready.set(Some(not_ready));
         self.unit.operations.pending.replace(Some(run.clone()));
-        match run.wait(immediate).await {
+        // An aborted command ends; the operation goes on (SBC-3, 4.11.2).
+        let ended = self.unit.aborts.interruptible(run.wait(immediate)).await;
+        match ended {
             Stage::Succeeded | Stage::Running => Ok(Response::GOOD),
             Stage::Failed => Err(run.operation.failure().into()),
             Stage::Interrupted => Err(self.unit.not_ready.get().unwrap_or(not_ready).into()),

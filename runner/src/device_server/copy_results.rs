@@ -50,6 +50,11 @@ impl Copies {
         }
     }
 
+    /// A reset: what was known of copies is forgotten.
+    pub(super) fn clear(&self) {
+        self.results.borrow_mut().clear();
+    }
+
     fn get(&self, list_identifier: u8) -> Result<CopyResults, Sense> {
         let results = self.results.borrow();
         let found = results.get(&list_identifier).copied();

@@ -185,6 +185,7 @@ impl<B: Backstore> LogicalUnit<B> {
         let mut offload = source.about.file.clone().filter(|_| offloads);
         let mut done = 0;
         while done < whole.len {
+            self.unit.aborts.checkpoint().await?;
             if self.unit.operations.stopping.get() {
                 // Nobody is to wait for the rest; whoever serves the unit next copies it.
                 return Err(busy());

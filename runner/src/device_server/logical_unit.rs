@@ -212,6 +212,7 @@ impl<B: Backstore> LogicalUnit<B> {
             write_cache,
             ..self.unit.default_mode
         });
+        self.unit.copies.clear();
     }
 
     /// Whether sense data are to have the descriptor format (D_SENSE in the Control mode page).

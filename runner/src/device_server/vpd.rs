@@ -6,7 +6,7 @@ use tcmu::scsi::vpd::{
     DESIGNATOR_RELATIVE_TARGET_PORT, DESIGNATOR_T10_VENDOR_ID, DESIGNATOR_TARGET_PORT_GROUP,
     DesignatorHeader, ExtendedInquiry, FULLY_PROVISIONED, Header, LBPRZ, LBPU, LBPWS, LBPWS10,
     LogicalBlockProvisioning, ModePagePolicy, NON_ROTATING, PortDesignator, SIMPSUP,
-    THIN_PROVISIONED, UGAVALID, V_SUP, page,
+    THIN_PROVISIONED, UGAVALID, V_SUP, WABEREQ_READS, page,
 };
 use zerocopy::IntoBytes;
 
@@ -61,7 +61,10 @@ impl Unit {
             page::BLOCK_LIMITS => self.block_limits().as_bytes().to_vec(),
             // A backstore in user space has no rotating medium that an initiator should sort for.
             page::BLOCK_DEVICE_CHARACTERISTICS => {
-                let page = BlockDeviceCharacteristics::new(DISK, NON_ROTATING);
+                let mut page = BlockDeviceCharacteristics::new(DISK, NON_ROTATING);
+                if self.features().block_erase {
+                    page.form = WABEREQ_READS;
+                }
                 page.as_bytes().to_vec()
             }
             page::LOGICAL_BLOCK_PROVISIONING => self.provisioning().as_bytes().to_vec(),

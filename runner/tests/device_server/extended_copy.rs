@@ -293,6 +293,16 @@ fn status_and_failures_are_told_afterwards() {
 }
 
 #[test]
+fn a_reset_forgets_what_became_of_copies() {
+    let target = numbered();
+    assert_good(copy(&target, &[segment(1, 0, 8)]));
+    assert!(!target.parameters(&results(0, 7)).is_empty());
+    target.unit.reset();
+    let invalid = AdditionalSense::INVALID_FIELD_IN_CDB;
+    assert_illegal(target.data_in(&results(0, 7), 64).0, invalid);
+}
+
+#[test]
 fn a_list_without_an_identifier_leaves_no_results() {
     let target = numbered();
     let mut list = list(&[cscd(&own_naa(&target))], &[segment(1, 0, 8)]);

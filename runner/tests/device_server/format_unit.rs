@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::io;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 
 use tcmu::scsi::{AdditionalSense, SenseKey, Status};
 use tcmu_handler::{ErrorKind, testing};
@@ -197,6 +199,30 @@ fn while_it_runs_commands_hear_how_far_it_is() {
 }
 
 #[test]
+fn what_was_under_way_before_ends_first() {
+    let target = Target::new();
+    target.disk().slow_down_writes();
+    let buffer = testing::scattered(&[0x77; BLOCK], 300);
+    let write = cdb::ten(0x2a, 0, 5, 1);
+    let request = Request {
+        cdb: &write,
+        data: buffer.view(),
+    };
+    let mut writing = pin!(target.unit.execute(&target.io, request));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(writing.as_mut().poll(&mut context).is_pending());
+    let list = [0, FOV | IP | IMMED, 0, 0, 0, 1, 0, 1, 9];
+    assert_good(target.data_out(&format(FMTDATA), &list));
+    for _ in 0..5 {
+        target.step_background();
+    }
+    assert_eq!(target.calls().len(), 1, "the format did not wait");
+    assert!(writing.as_mut().poll(&mut context).is_ready());
+    target.finish_background();
+    assert!(image_is(&target, |_| 9));
+}
+
+#[test]
 fn while_it_runs_the_unit_still_says_what_it_is() {
     let target = formatting();
     for _ in 0..4 {
@@ -361,8 +387,6 @@ fn a_command_that_waits_for_an_interrupted_format_hears_that_it_goes_on() {
 
 /// Runs two futures to their ends, the first one first.
 async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
-    use std::pin::pin;
-    use std::task::Poll;
     let (mut first, mut second) = (pin!(first), pin!(second));
     let (mut first_done, mut second_done) = (false, false);
     std::future::poll_fn(|context| {

@@ -116,6 +116,15 @@ fn block_erase_gives_everything_back() {
 }
 
 #[test]
+fn block_erase_says_that_reads_go_on() {
+    let page = |target: &Target| target.parameters(&[0x12, 1, 0xb1, 0, 64, 0]);
+    assert_eq!(page(&Target::new())[7], 0x40);
+    let mut capabilities = everything(1 << 20);
+    capabilities.unmap = None;
+    assert_eq!(page(&Target::with(capabilities, true))[7], 0);
+}
+
+#[test]
 fn block_erase_is_there_only_where_zeroes_are_promised() {
     for change in [0, 1, 2] {
         let mut capabilities = everything(1 << 20);

@@ -244,11 +244,19 @@ pub struct BlockDeviceCharacteristics {
     pub header: Header,
     /// MEDIUM ROTATION RATE: 0 not reported, 1 not rotating, otherwise per minute.
     pub rotation_rate: U16,
-    reserved: [u8; 58],
+    /// PRODUCT TYPE.
+    pub product_type: u8,
+    /// WABEREQ in bits 7-6 ([`WABEREQ_READS`]), WACEREQ in bits 5-4, NOMINAL FORM FACTOR in bits
+    /// 3-0.
+    pub form: u8,
+    reserved: [u8; 56],
 }
 
 /// MEDIUM ROTATION RATE of what does not rotate.
 pub const NON_ROTATING: u16 = 1;
+
+/// WABEREQ: after a block erase, blocks are read without error.
+pub const WABEREQ_READS: u8 = 0x40;
 
 impl BlockDeviceCharacteristics {
     /// The page with the given rotation rate, all other fields 0.
@@ -256,7 +264,9 @@ impl BlockDeviceCharacteristics {
         Self {
             header: header::<Self>(peripheral, page::BLOCK_DEVICE_CHARACTERISTICS),
             rotation_rate: rotation_rate.into(),
-            reserved: [0; 58],
+            product_type: 0,
+            form: 0,
+            reserved: [0; 56],
         }
     }
 }
