@@ -25,9 +25,10 @@ mod program;
 mod reactor;
 mod registry;
 mod run_dir;
+mod service_manager;
 mod target_core;
 
-pub use config::Config;
+pub use config::{Config, HandlerConfig};
 pub use copy::{Access as CopyAccess, Directory as CopyDirectory};
 pub use program::main;
 pub use reactor::{Counters, LocalReactor};

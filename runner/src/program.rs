@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 
-use crate::config::Config;
+use crate::config::Settings;
 use crate::daemon::Daemon;
-use crate::log;
 use crate::registry::Registry;
 
 /// Serves LUNs of Linux's SCSI target from user space.
@@ -16,10 +16,14 @@ use crate::registry::Registry;
 /// come later wait in the kernel for the next start. Serves the devices that exist already and those
 /// that are created while it runs, of the handlers it was built with. LUNs are set up by tcmuctl or
 /// targetcli.
+///
+/// Settings are read from /etc/tcmu/tcmu.conf, which need not be there, and again on SIGHUP and
+/// whenever the file changes. The sample that comes with the package describes the keys. An error in
+/// it leaves the old settings in force, and is logged with its line and key.
 #[derive(Debug, Parser)]
 #[command(name = "tcmu-runner", version, max_term_width = 100)]
 struct Arguments {
-    /// Read settings from this TOML file
+    /// Read settings from this TOML file, which must be there, instead of /etc/tcmu/tcmu.conf
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -34,6 +38,14 @@ struct Arguments {
     /// List the handlers and what their configuration strings look like, and exit
     #[arg(long)]
     handlers: bool,
+
+    /// Write the completion script of a shell, and exit
+    #[arg(long, value_name = "SHELL", hide = true)]
+    completions: Option<Shell>,
+
+    /// Write the manual page, and exit
+    #[arg(long, hide = true)]
+    man: bool,
 }
 
 /// Runs the daemon with these handlers, as the command line says.
@@ -50,7 +62,18 @@ pub fn main(handlers: Registry) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run(handlers, &arguments) {
+    let result = if let Some(shell) = arguments.completions {
+        let mut command = Arguments::command();
+        let name = command.get_name().to_owned();
+        clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
+        Ok(())
+    } else if arguments.man {
+        let manual = clap_mangen::Man::new(Arguments::command()).section("8");
+        manual.render(&mut std::io::stdout()).map_err(Into::into)
+    } else {
+        run(handlers, arguments)
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tcmu-runner: {error:#}");
@@ -59,16 +82,7 @@ pub fn main(handlers: Registry) -> ExitCode {
     }
 }
 
-fn run(handlers: Registry, arguments: &Arguments) -> anyhow::Result<()> {
-    let config = match &arguments.config {
-        Some(path) => Config::read(path)?,
-        None => Config::default(),
-    };
-    let level = arguments
-        .log_level
-        .as_deref()
-        .or(config.log_level.as_deref())
-        .unwrap_or("info");
-    log::start(level)?;
-    Daemon::start(handlers, &config)?.run(!arguments.no_dbus)
+fn run(handlers: Registry, arguments: Arguments) -> anyhow::Result<()> {
+    let settings = Settings::load(arguments.config, arguments.log_level.as_deref())?;
+    Daemon::start(handlers, settings)?.run(!arguments.no_dbus)
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tcmu::configfs::BackstoreDir;
 use tcmu::mapping::Mapping;
 use tcmu::ring::Ring;
 use tcmu::uio::Uio;
-use tcmu_handler::{Config, Error, ErrorKind, Handler, OpenRequest};
+use tcmu_handler::{AllowedPaths, Config, Error, ErrorKind, Handler, OpenRequest};
 
 use crate::device_server::{Geometry, Journal, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
@@ -27,6 +28,8 @@ const LEAST_MAX_TRANSFER: u32 = 32 << 20;
 #[derive(Default)]
 pub struct Registry {
     handlers: BTreeMap<String, Box<dyn AnyHandler>>,
+    /// Where images may be, by subtype; anywhere for those that are not in it.
+    allowed: RwLock<BTreeMap<String, Arc<AllowedPaths>>>,
 }
 
 impl Registry {
@@ -53,11 +56,34 @@ impl Registry {
         self.handlers.contains_key(subtype)
     }
 
+    /// Says where the images of handlers may be, by subtype; those of others may be anywhere. It
+    /// holds for what is checked and opened from now on.
+    pub(crate) fn allow_paths(&self, paths: impl IntoIterator<Item = (String, Vec<PathBuf>)>) {
+        let paths = paths.into_iter();
+        let allowed = paths.map(|(subtype, paths)| (subtype, Arc::new(AllowedPaths::new(paths))));
+        *self.allowed.write().unwrap_or_else(PoisonError::into_inner) = allowed.collect();
+    }
+
+    /// Takes the configuration of a LUN of this subtype apart, if it leads where it may.
+    fn config(&self, subtype: &str, text: &str) -> Result<Config, Error> {
+        let mut config: Config = text.parse()?;
+        // Following a path may take long, so the lock must be free again by then.
+        let allowed = {
+            let allowed = self.allowed.read();
+            let allowed = allowed.unwrap_or_else(PoisonError::into_inner);
+            allowed.get(subtype).map(Arc::clone)
+        };
+        if let Some(allowed) = allowed {
+            config.restrict(allowed)?;
+        }
+        Ok(config)
+    }
+
     /// Says whether the handler could open a configuration, the part behind its subtype. Blocks as
     /// long as the handler does.
     pub(crate) fn check(&self, subtype: &str, config: &str) -> Result<(), Error> {
         match self.handlers.get(subtype) {
-            Some(handler) => handler.check(config),
+            Some(handler) => handler.check(&self.config(subtype, config)?),
             None => Err(no_handler(subtype)),
         }
     }
@@ -66,7 +92,10 @@ impl Registry {
     pub(crate) fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
         let subtype = &device.uio.name().subtype;
         match self.handlers.get(subtype) {
-            Some(handler) => handler.open(device),
+            Some(handler) => {
+                let config = self.config(subtype, &device.uio.name().config)?;
+                handler.open(config, device)
+            }
             None => Err(no_handler(subtype)),
         }
     }
@@ -96,8 +125,8 @@ pub(crate) struct OpenDevice {
 /// A handler, whatever its backstores are.
 trait AnyHandler: Send + Sync {
     fn help(&self) -> &str;
-    fn check(&self, config: &str) -> Result<(), Error>;
-    fn open(&self, device: OpenDevice) -> Result<MakeLun, Error>;
+    fn check(&self, config: &Config) -> Result<(), Error>;
+    fn open(&self, config: Config, device: OpenDevice) -> Result<MakeLun, Error>;
 }
 
 impl<H: Handler> AnyHandler for H {
@@ -105,11 +134,11 @@ impl<H: Handler> AnyHandler for H {
         Handler::help(self)
     }
 
-    fn check(&self, config: &str) -> Result<(), Error> {
-        Handler::check(self, &config.parse()?)
+    fn check(&self, config: &Config) -> Result<(), Error> {
+        Handler::check(self, config)
     }
 
-    fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
+    fn open(&self, config: Config, device: OpenDevice) -> Result<MakeLun, Error> {
         let OpenDevice {
             uio,
             mapping,
@@ -117,7 +146,6 @@ impl<H: Handler> AnyHandler for H {
             meter,
         } = device;
         let attribute = |what| move |error| Error::os(format!("reading the LUN's {what}"), error);
-        let config: Config = uio.name().config.parse()?;
         let size = dir.size().map_err(attribute("size"))?;
         let block_size = dir.block_size().map_err(attribute("block size"))?;
         let max_sectors = dir
@@ -188,5 +216,32 @@ impl<H: Handler> AnyHandler for H {
                 context,
             ))
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_leads_only_where_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("x");
+        let inside = inside.to_str().unwrap();
+        let registry = Registry::new();
+        registry.config("file", "/etc/passwd").unwrap();
+
+        registry.allow_paths([("file".to_owned(), vec![folder.path().to_owned()])]);
+        assert_eq!(registry.config("file", inside).unwrap().target(), inside);
+        let options = format!("{inside};direct=on");
+        assert_eq!(registry.config("file", &options).unwrap().target(), inside);
+        for config in ["/etc/passwd", "/etc/passwd;direct=on", "pool/image", ""] {
+            let error = registry.config("file", config).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        }
+        registry.config("qcow", "/etc/passwd").unwrap();
+
+        registry.allow_paths([]);
+        registry.config("file", "/etc/passwd").unwrap();
     }
 }

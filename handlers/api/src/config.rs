@@ -1,9 +1,11 @@
 //! Configuration strings: `subtype/rest`, options as `;key=value`.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use crate::{Error, ErrorKind};
+use crate::{AllowedPaths, Error, ErrorKind};
 
 /// What stands behind the subtype in a configuration string: a target and options.
 ///
@@ -13,6 +15,7 @@ use crate::{Error, ErrorKind};
 pub struct Config {
     target: String,
     options: Vec<(String, String)>,
+    allowed: Option<Arc<AllowedPaths>>,
 }
 
 /// A configuration string that cannot be taken apart.
@@ -53,6 +56,40 @@ impl Config {
                 ErrorKind::InvalidConfig,
                 format!("the option {key} is on or off, not \"{other}\""),
             )),
+        }
+    }
+
+    /// Restricts what this configuration may lead to; the target must be a path then.
+    ///
+    /// # Errors
+    /// As [`check_path`](Self::check_path), and [`ErrorKind::PermissionDenied`] for a target that is
+    /// no absolute path.
+    pub fn restrict(&mut self, allowed: Arc<AllowedPaths>) -> Result<(), Error> {
+        let path = Path::new(&self.target);
+        if !path.is_absolute() {
+            return Err(Error::new(
+                ErrorKind::PermissionDenied,
+                format!(
+                    "\"{}\" is not an absolute path, and tcmu-runner's configuration allows only \
+                     what is below: {allowed}",
+                    self.target
+                ),
+            ));
+        }
+        allowed.check(path)?;
+        self.allowed = Some(allowed);
+        Ok(())
+    }
+
+    /// Says whether a file may be opened that the target leads to, such as a backing file. The target
+    /// itself has been checked.
+    ///
+    /// # Errors
+    /// As [`AllowedPaths::check`].
+    pub fn check_path(&self, path: &Path) -> Result<(), Error> {
+        match &self.allowed {
+            Some(allowed) => allowed.check(path),
+            None => Ok(()),
         }
     }
 
@@ -108,7 +145,11 @@ impl FromStr for Config {
             }
             options.push((key, value));
         }
-        Ok(Self { target, options })
+        Ok(Self {
+            target,
+            options,
+            allowed: None,
+        })
     }
 }
 
@@ -152,6 +193,21 @@ mod tests {
         assert_eq!(config.target(), "/a;b");
         assert_eq!(config.option("x"), Some("1;2"));
         assert_eq!(config.to_string(), r"/a\;b;x=1\;2");
+    }
+
+    #[test]
+    fn a_restriction_holds_for_the_target_and_what_it_leads_to() {
+        let allowed = Arc::new(AllowedPaths::new(["/dev".into()]));
+        let mut config: Config = "/dev/null".parse().unwrap();
+        config.check_path(Path::new("/etc/passwd")).unwrap();
+        config.restrict(Arc::clone(&allowed)).unwrap();
+        config.check_path(Path::new("/dev/zero")).unwrap();
+        config.check_path(Path::new("/etc/passwd")).unwrap_err();
+        for target in ["/etc/passwd", "pool/image", "", "dev/null"] {
+            let mut config: Config = target.parse().unwrap();
+            let error = config.restrict(Arc::clone(&allowed)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        }
     }
 
     #[test]

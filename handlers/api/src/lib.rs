@@ -52,6 +52,7 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod allowed_paths;
 mod backstore;
 mod blocking;
 mod buffer;
@@ -65,6 +66,7 @@ mod io;
 pub mod testing;
 mod usage;
 
+pub use allowed_paths::AllowedPaths;
 pub use backstore::{Backstore, BlockStatus, Comparison, Extent, WriteFlags, ZeroFlags};
 pub use blocking::{Blocking, BlockingBackstore};
 pub use buffer::{Buffer, Memory, OutOfBounds, OwnedBuffer, Segment};

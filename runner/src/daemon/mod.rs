@@ -10,8 +10,10 @@ mod devices;
 mod open;
 mod petition;
 mod petitions;
+mod reload;
 mod report;
 mod system;
+mod watchdog;
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -31,12 +33,14 @@ use self::board::Board;
 use self::device::{Device, Next, Phase};
 use self::report::{Report, Reporter};
 use self::system::{catch_signals, load_module, release_predecessors_waiters};
-use crate::config::Config;
+use self::watchdog::Watchdog;
+use crate::config::Settings;
 use crate::copy::{ConfigfsAccess, Directory};
 use crate::dbus;
 use crate::reactor::{BlockingPool, LunId, ReactorHandle};
 use crate::registry::Registry;
 use crate::run_dir::RunDir;
+use crate::service_manager;
 
 /// How many images are opened at once.
 const OPENERS: usize = 16;
@@ -69,19 +73,25 @@ pub(crate) struct Daemon {
     board: Arc<Board>,
     /// Handlers in other processes.
     externals: Arc<dbus::Externals>,
+    settings: Settings,
+    reload_requests: UnixStream,
+    watchdog: Option<Watchdog>,
     stopping: Option<Instant>,
 }
 
 impl Daemon {
     /// Takes the lock, starts the reactors, and begins to hear the kernel. Whoever waits for an
     /// answer of a daemon that is gone is let go with an error.
-    pub(crate) fn start(registry: Registry, config: &Config) -> anyhow::Result<Self> {
+    pub(crate) fn start(registry: Registry, mut settings: Settings) -> anyhow::Result<Self> {
         let sysfs = Sysfs::system();
         let run_dir = RunDir::lock()?;
         run_dir
             .note_handlers(registry.help().map(|(subtype, _)| subtype))
             .context("naming the handlers in /run")?;
         let signals = catch_signals()?;
+        let reload_requests = reload::requests(&mut settings)?;
+        let config = settings.config();
+        reload::configure_handlers(&registry, config);
         load_module(&sysfs);
         let (reports, inbox) = channel();
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -141,6 +151,9 @@ impl Daemon {
             signals,
             board: Arc::default(),
             externals: Arc::default(),
+            settings,
+            reload_requests,
+            watchdog: Watchdog::start(),
             stopping: None,
         })
     }
@@ -165,15 +178,25 @@ impl Daemon {
             devices = self.devices.len(),
             "ready"
         );
+        let mut luns = self.devices.len();
+        service_manager::ready(luns);
         loop {
             self.wait()?;
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.round(&self.reactors);
+            }
             self.give_up_openings();
+            self.hear_reload_requests();
             self.hear_signals()?;
             self.hear_kernel()?;
             self.hear_reports()?;
             if self.stopping.is_some() && self.devices.is_empty() {
                 tracing::info!("stopped");
                 return Ok(());
+            }
+            if self.devices.len() != luns && self.stopping.is_none() {
+                luns = self.devices.len();
+                service_manager::luns(luns);
             }
         }
     }
@@ -213,11 +236,15 @@ impl Daemon {
         let mut watched = [
             PollFd::new(&self.netlink, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.reload_requests, PollFlags::IN),
             PollFd::new(&*self.reporter.bell, PollFlags::IN),
         ];
         let deadline = self
             .next_deadline()
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            .into_iter()
+            .chain(self.watchdog.as_ref().map(Watchdog::due))
+            .min();
+        let deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let patience = self.stopping.is_some().then_some(PATIENCE);
         let timeout = deadline.into_iter().chain(patience).min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -251,6 +278,7 @@ impl Daemon {
                 luns = self.devices.len(),
                 "stopping: finishing what is in flight"
             );
+            service_manager::stopping();
             self.stopping = Some(Instant::now());
             for id in self.devices.keys().copied().collect::<Vec<_>>() {
                 self.detach(id, Next::Forget);

@@ -40,6 +40,8 @@ pub(crate) enum Message {
         key: u64,
         copy: RemoteCopy,
     },
+    /// Say that the reactor turns.
+    Ping { done: Done },
     /// End the thread. LUNs that are still there are dropped as they are.
     Stop,
 }

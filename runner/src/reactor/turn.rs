@@ -352,6 +352,7 @@ impl Reactor {
                     self.touch(place);
                 }
             }
+            Message::Ping { done } => done(Ok(())),
             Message::Stop => self.stop = true,
         }
     }

@@ -1,0 +1,121 @@
+//! What a changed configuration means for the daemon that runs.
+
+use super::{Config, HandlerConfig};
+
+/// What is to be said of a change.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It holds now.
+    Made(String),
+    /// It holds from the next start on.
+    Later(String),
+}
+
+/// Puts into force what can be: returns the configuration that holds then, and what has changed.
+pub(super) fn adopt(old: &Config, new: Config) -> (Config, Vec<Change>) {
+    let mut changes = Vec::new();
+    if old.log_level() != new.log_level() {
+        let (old, new) = (old.log_level(), new.log_level());
+        changes.push(Change::Made(format!(
+            "log_level is \"{new}\", and was \"{old}\""
+        )));
+    }
+    let fixed = [
+        ("reactors", old.reactors(), new.reactors()),
+        (
+            "blocking_threads",
+            old.blocking_threads(),
+            new.blocking_threads(),
+        ),
+    ];
+    for (key, old, new) in fixed {
+        if old != new {
+            changes.push(Change::Later(format!(
+                "{key} stays {old}: it becomes {new} when tcmu-runner is restarted"
+            )));
+        }
+    }
+    let default = HandlerConfig::default();
+    let subtypes = old.handlers.keys().chain(new.handlers.keys());
+    let mut subtypes: Vec<&String> = subtypes.collect();
+    subtypes.sort_unstable();
+    subtypes.dedup();
+    for subtype in subtypes {
+        let allowed = |config: &Config| {
+            let handler = config.handlers.get(subtype).unwrap_or(&default);
+            handler.allowed_paths.clone()
+        };
+        let now = allowed(&new);
+        if allowed(old) != now {
+            let now = now.map_or_else(|| "every path".to_owned(), |paths| format!("{paths:?}"));
+            changes.push(Change::Made(format!(
+                "handlers.{subtype} may open {now}; LUNs that are served already go on"
+            )));
+        }
+    }
+    let config = Config {
+        reactors: old.reactors,
+        blocking_threads: old.blocking_threads,
+        ..new
+    };
+    (config, changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        parse(text).unwrap().config
+    }
+
+    #[test]
+    fn says_what_holds_and_what_needs_a_restart() {
+        let old = config("reactors = 2\n[handlers.file]\nallowed_paths = [\"/srv\"]");
+        let new = config("reactors = 3\nblocking_threads = 8\nlog_level = \"debug\"");
+        let (in_force, changes) = adopt(&old, new.clone());
+        assert_eq!(
+            changes,
+            [
+                Change::Made("log_level is \"debug\", and was \"info\"".to_owned()),
+                Change::Later(
+                    "reactors stays 2: it becomes 3 when tcmu-runner is restarted".to_owned()
+                ),
+                Change::Later(
+                    "blocking_threads stays 16: it becomes 8 when tcmu-runner is restarted"
+                        .to_owned()
+                ),
+                Change::Made(
+                    "handlers.file may open every path; LUNs that are served already go on"
+                        .to_owned()
+                ),
+            ]
+        );
+        assert_eq!(in_force.log_level(), "debug");
+        assert_eq!(in_force.reactors(), 2);
+        assert_eq!(in_force.blocking_threads(), 16);
+        // The same file again says again what it does not reach.
+        assert_eq!(adopt(&in_force, new).1.len(), 2);
+    }
+
+    #[test]
+    fn a_new_restriction_names_the_paths() {
+        let new = config("[handlers.file]\nallowed_paths = [\"/srv\", \"/dev/vg0\"]");
+        let (in_force, changes) = adopt(&Config::default(), new.clone());
+        assert_eq!(
+            changes,
+            [Change::Made(
+                "handlers.file may open [\"/srv\", \"/dev/vg0\"]; LUNs that are served already go on"
+                    .to_owned()
+            )]
+        );
+        assert_eq!(in_force, new);
+    }
+
+    #[test]
+    fn the_default_written_out_is_no_change() {
+        let new = config("log_level = \"info\"\nblocking_threads = 16");
+        assert_eq!(adopt(&Config::default(), new).1, []);
+    }
+}

@@ -1,0 +1,65 @@
+//! The daemon's configuration file: TOML, all keys optional.
+
+mod change;
+mod file;
+mod parse;
+mod settings;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+pub(crate) use self::settings::{Cause, Settings};
+
+/// What the configuration file sets. Without a file the defaults hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter per module; `--log-level` goes before.
+    /// The C tcmu-runner's numbers are read too.
+    #[serde(default, deserialize_with = "parse::log_level")]
+    pub log_level: Option<String>,
+    /// How many reactor threads there are, 1 to 64. Default: one per CPU that the daemon may run
+    /// on, at most 4.
+    #[serde(default, deserialize_with = "parse::within::<_, 64>")]
+    pub reactors: Option<usize>,
+    /// How many threads each reactor may have for what blocks, 1 to 1024. Default: 16.
+    #[serde(default, deserialize_with = "parse::within::<_, 1024>")]
+    pub blocking_threads: Option<usize>,
+    /// Settings of handlers, by subtype.
+    #[serde(default)]
+    pub handlers: BTreeMap<String, HandlerConfig>,
+}
+
+/// What the configuration file sets for one handler.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandlerConfig {
+    /// The absolute paths at or below which images must lie. Default: they may lie anywhere.
+    #[serde(default, deserialize_with = "parse::absolute_paths")]
+    pub allowed_paths: Option<Vec<PathBuf>>,
+}
+
+impl Config {
+    /// How much to log.
+    pub(crate) fn log_level(&self) -> &str {
+        self.log_level.as_deref().unwrap_or("info")
+    }
+
+    /// How many reactor threads to start.
+    pub(crate) fn reactors(&self) -> usize {
+        let cpus = || {
+            std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(4)
+        };
+        self.reactors.unwrap_or_else(cpus)
+    }
+
+    /// How many threads to have for what blocks.
+    pub(crate) fn blocking_threads(&self) -> usize {
+        self.blocking_threads.unwrap_or(16)
+    }
+}

@@ -1,0 +1,135 @@
+//! The settings in force, and how they come to be others.
+
+use std::path::PathBuf;
+
+use notify::RecommendedWatcher;
+
+use super::Config;
+use super::change::{Change, adopt};
+use super::file::ConfigFile;
+use super::parse::Parsed;
+use super::watch::watch;
+use crate::log::Log;
+
+/// Why the file is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Somebody asked for it: an answer is due.
+    Asked,
+    /// Something in its folder was saved.
+    Noticed,
+}
+
+/// The settings in force.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    file: ConfigFile,
+    config: Config,
+    /// The file's text when it was read last, also if it could not be used.
+    text: Option<String>,
+    log: Log,
+    /// The command line says how much to log, and goes before.
+    log_level_is_fixed: bool,
+    watcher: Option<RecommendedWatcher>,
+}
+
+impl Settings {
+    /// Reads the file that was named, or else the usual one if it is there, and starts logging as it
+    /// says, or as `log_level` does.
+    ///
+    /// # Errors
+    /// Names the file, and the line and key that cannot be used.
+    pub(crate) fn load(file: Option<PathBuf>, log_level: Option<&str>) -> anyhow::Result<Self> {
+        let file = ConfigFile::named_or_usual(file);
+        let text = file.text()?;
+        let Parsed { config, remarks } = file.parse(text.as_deref().unwrap_or_default())?;
+        let log = Log::start(log_level.unwrap_or(config.log_level()))?;
+        match text {
+            Some(_) => tracing::info!(file = %file.path().display(), "settings read"),
+            None => {
+                tracing::info!("there is no {}: the defaults hold", file.path().display());
+            }
+        }
+        warn(&remarks);
+        Ok(Self {
+            file,
+            config,
+            text,
+            log,
+            log_level_is_fixed: log_level.is_some(),
+            watcher: None,
+        })
+    }
+
+    /// What holds.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Calls `changed`, on another thread, when something in the file's folder was saved.
+    pub(crate) fn watch(&mut self, changed: impl Fn() + Send + 'static) {
+        match watch(self.file.path(), changed) {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(error) => {
+                tracing::info!("changes of the settings are read on SIGHUP only: {error:#}");
+            }
+        }
+    }
+
+    /// Reads the file again. An error leaves in force what was; otherwise the new configuration is
+    /// returned, if it is another.
+    pub(crate) fn reload(&mut self, cause: Cause) -> Option<&Config> {
+        let text = match self.file.text() {
+            Ok(text) => text,
+            Err(error) => {
+                self.text = None;
+                tracing::error!("the settings stay as they were: {error:#}");
+                return None;
+            }
+        };
+        if text == self.text && cause == Cause::Noticed {
+            return None;
+        }
+        let parsed = self.file.parse(text.as_deref().unwrap_or_default());
+        self.text = text;
+        let Parsed { config, remarks } = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                tracing::error!("the settings stay as they were: {error:#}");
+                return None;
+            }
+        };
+        warn(&remarks);
+        let (config, changes) = adopt(&self.config, config);
+        if config.log_level() != self.config.log_level() {
+            self.set_log_level(config.log_level());
+        }
+        for change in &changes {
+            match change {
+                Change::Made(what) => tracing::info!("{what}"),
+                Change::Later(what) => tracing::warn!("{what}"),
+            }
+        }
+        tracing::info!(
+            file = %self.file.path().display(),
+            changes = changes.len(),
+            "settings read again"
+        );
+        self.config = config;
+        Some(&self.config)
+    }
+
+    fn set_log_level(&self, level: &str) {
+        if self.log_level_is_fixed {
+            tracing::warn!("--log-level goes before log_level: what is logged stays as it is");
+        } else if let Err(error) = self.log.set_level(level) {
+            tracing::error!("the log level stays as it was: {error:#}");
+        }
+    }
+}
+
+fn warn(remarks: &[String]) {
+    for remark in remarks {
+        tracing::warn!("{remark}");
+    }
+}
