@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tcmu_handler::{ErrorKind, Result};
+use tcmu_handler::{Config, ErrorKind, Result};
 
 use crate::fault::{invalid, refused};
 use crate::header::{self, Header};
@@ -14,8 +14,8 @@ use crate::storage::Storage;
 /// So many images can lie below one.
 const DEEPEST: usize = 64;
 
-/// Opens the chain of images below `top`, nearest first.
-pub(crate) fn open(top: &Storage, header: &Header) -> Result<Vec<Backing>> {
+/// Opens the chain of images below `top`, nearest first, as far as `config` allows.
+pub(crate) fn open(top: &Storage, header: &Header, config: &Config) -> Result<Vec<Backing>> {
     let mut chain = Vec::new();
     let mut seen = vec![top.identity];
     let mut below = next(&top.path, header)?;
@@ -29,6 +29,7 @@ pub(crate) fn open(top: &Storage, header: &Header) -> Result<Vec<Backing>> {
                 ),
             ));
         }
+        config.check_path(&path)?;
         let storage = Storage::open(&path, Claim::Read)?;
         if seen.contains(&storage.identity) {
             return Err(invalid(
@@ -49,7 +50,7 @@ pub(crate) fn open(top: &Storage, header: &Header) -> Result<Vec<Backing>> {
                 let (header, _) = read_header(&storage)?;
                 refuse_unreadable(&header, &path)?;
                 below = next(&path, &header)?;
-                let data = open_data_file(&path, &header, Claim::Read)?;
+                let data = open_data_file(&path, &header, Claim::Read, config)?;
                 let layer = layer_of(storage, data, &header, None)?;
                 Backing::Qcow(Box::new(layer))
             }

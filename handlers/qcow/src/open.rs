@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::path::Path;
 
 use tcmu_handler::{
-    Capabilities, DataAccess, Error, ErrorKind, Extent, Fua, OpenRequest, Result, Unmap,
+    Capabilities, Config, DataAccess, Error, ErrorKind, Extent, Fua, OpenRequest, Result, Unmap,
 };
 
 use crate::allocator::Allocator;
@@ -113,7 +113,7 @@ impl Looked {
             Some(wanted) => Some(find(&snapshots, wanted, path)?),
         };
         let bitmaps = bitmap::read(&storage, &header)?;
-        let data = open_data_file(path, &header, claim)?;
+        let data = open_data_file(path, &header, claim, &options.config)?;
         let refcounts = if writes {
             Some(read_table(
                 &storage,
@@ -123,7 +123,7 @@ impl Looked {
         } else {
             None
         };
-        let backing = chain::open(&storage, &header)?;
+        let backing = chain::open(&storage, &header, &options.config)?;
         Ok(Self {
             storage,
             data,
@@ -254,9 +254,14 @@ pub(crate) fn open_data_file(
     image: &Path,
     header: &Header,
     claim: Claim,
+    config: &Config,
 ) -> Result<Option<Storage>> {
     match &header.data_file {
-        Some(name) => Storage::open(&chain::beside(image, name), claim).map(Some),
+        Some(name) => {
+            let path = chain::beside(image, name);
+            config.check_path(&path)?;
+            Storage::open(&path, claim).map(Some)
+        }
         None => Ok(None),
     }
 }

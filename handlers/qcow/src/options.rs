@@ -15,6 +15,8 @@ pub(crate) struct Options {
     pub(crate) snapshot: Option<String>,
     /// Make an image that is missing.
     pub(crate) create: Option<Create>,
+    /// Says where the files may lie that the image names.
+    pub(crate) config: Config,
 }
 
 /// How an image is made.
@@ -86,6 +88,7 @@ impl Options {
                 read_only,
                 snapshot,
                 create,
+                config: config.clone(),
             }),
         }
     }

@@ -1,5 +1,6 @@
 //! The engine against qemu's, against power cuts, failing files and hostile images.
 
+mod allowed;
 mod creating;
 mod differential;
 mod engine;
