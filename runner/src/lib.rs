@@ -23,6 +23,7 @@ mod log;
 mod meter;
 mod program;
 mod reactor;
+mod recovery;
 mod registry;
 mod run_dir;
 mod service_manager;

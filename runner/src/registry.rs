@@ -8,14 +8,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tcmu::configfs::BackstoreDir;
 use tcmu::mapping::Mapping;
 use tcmu::ring::Ring;
+use tcmu::ring::recovery::Table;
 use tcmu::uio::Uio;
-use tcmu_handler::{AllowedPaths, Config, Error, ErrorKind, Handler, OpenRequest};
+use tcmu_handler::{AllowedPaths, Backstore, Config, Error, ErrorKind, Handler, OpenRequest};
 
 use crate::device_server::{Geometry, Journal, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
 use crate::journal::FileJournal;
 use crate::meter::Meter;
-use crate::reactor::{self, MakeLun};
+use crate::reactor::{self, MakeLun, Recovered, Recovery};
+use crate::recovery::Offline;
 use crate::target_core::Configfs;
 
 /// The longest transfer in bytes that every LUN takes. LIO's `hw_max_sectors` of a user backstore is
@@ -99,6 +101,13 @@ impl Registry {
             None => Err(no_handler(subtype)),
         }
     }
+
+    /// Serves a device without its image: nothing that needs it is done.
+    pub(crate) fn open_offline(device: OpenDevice) -> Result<MakeLun, Error> {
+        let geometry = device.geometry()?;
+        let offline = Offline::new(geometry.size);
+        device.serve(offline, geometry, |unit| unit.take_offline())
+    }
 }
 
 fn no_handler(subtype: &str) -> Error {
@@ -120,6 +129,101 @@ pub(crate) struct OpenDevice {
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) backstore: BackstoreDir,
     pub(crate) meter: Arc<Meter>,
+    /// Where to note what is in flight, and what a predecessor has noted.
+    pub(crate) table: Option<Table>,
+    /// Called when nothing of what the predecessor noted is in flight any more.
+    pub(crate) recovered: Recovered,
+}
+
+impl OpenDevice {
+    /// The size and shape that the kernel has for the LUN.
+    fn geometry(&self) -> Result<Geometry, Error> {
+        let dir = &self.backstore;
+        let size = dir.size().map_err(attribute("size"))?;
+        let block_size = dir.block_size().map_err(attribute("block size"))?;
+        let max_sectors = dir
+            .hw_max_sectors()
+            .map_err(attribute("longest transfer"))?;
+        let block_size = NonZeroU32::new(block_size)
+            .filter(|size| (512..=65536).contains(&size.get()) && size.is_power_of_two())
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidConfig,
+                    format!("a block size of {block_size} bytes is not a power of two from 512 on"),
+                )
+            })?;
+        if size == 0 || size % u64::from(block_size.get()) != 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("a size of {size} bytes is not a multiple of the block size, {block_size}"),
+            ));
+        }
+        Ok(Geometry {
+            size,
+            block_size,
+            max_transfer_blocks: max_sectors.max(LEAST_MAX_TRANSFER / block_size),
+        })
+    }
+
+    /// Puts the LUN together; `prepare` sees its unit before the first command.
+    fn serve<B: Backstore>(
+        self,
+        backstore: B,
+        geometry: Geometry,
+        prepare: impl FnOnce(&mut LogicalUnit<B>) + Send + 'static,
+    ) -> Result<MakeLun, Error> {
+        let Self {
+            uio,
+            mapping,
+            backstore: dir,
+            table,
+            recovered,
+            meter,
+        } = self;
+        let write_cache = dir.write_cache().map_err(attribute("write cache"))?;
+        let folder = dir.path().to_owned();
+        let name = uio.name().name.clone();
+        if let Err(error) = dir.notify_task_management() {
+            tracing::warn!(
+                lun = name,
+                %error,
+                "the kernel will not say which commands were aborted: they end when they would have anyway"
+            );
+        }
+        let target_core = Arc::new(Configfs::new(dir.clone()));
+        let source = IdentitySource::new(name.clone(), dir);
+        let identity = source.read();
+        meter.opened(geometry.size, geometry.block_size.get());
+        Ok(Box::new(move |context| {
+            let unusable = || Error::new(ErrorKind::Internal, "the command ring cannot be used");
+            let (ring, interrupted) = match table {
+                Some(table) => Ring::with_table(mapping, table)
+                    .map_err(|error| unusable().with_source(error))?,
+                None => (
+                    Ring::new(mapping).map_err(|error| unusable().with_source(error))?,
+                    Vec::new(),
+                ),
+            };
+            let names = LateNames::after(&identity, source);
+            let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache)
+                .with_target_core(target_core);
+            prepare(&mut unit);
+            context.introduce(&mut unit, folder);
+            Ok(reactor::lun(
+                name,
+                Box::new(uio),
+                (ring, Recovery::new(interrupted, recovered)),
+                unit,
+                names,
+                meter,
+                context,
+            ))
+        }))
+    }
+}
+
+fn attribute(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |error| Error::os(format!("reading the LUN's {what}"), error)
 }
 
 /// A handler, whatever its backstores are.
@@ -139,83 +243,22 @@ impl<H: Handler> AnyHandler for H {
     }
 
     fn open(&self, config: Config, device: OpenDevice) -> Result<MakeLun, Error> {
-        let OpenDevice {
-            uio,
-            mapping,
-            backstore: dir,
-            meter,
-        } = device;
-        let attribute = |what| move |error| Error::os(format!("reading the LUN's {what}"), error);
-        let size = dir.size().map_err(attribute("size"))?;
-        let block_size = dir.block_size().map_err(attribute("block size"))?;
-        let max_sectors = dir
-            .hw_max_sectors()
-            .map_err(attribute("longest transfer"))?;
-        let write_cache = dir.write_cache().map_err(attribute("write cache"))?;
-        let block_size = NonZeroU32::new(block_size)
-            .filter(|size| (512..=65536).contains(&size.get()) && size.is_power_of_two())
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidConfig,
-                    format!("a block size of {block_size} bytes is not a power of two from 512 on"),
-                )
-            })?;
-        if size == 0 || size % u64::from(block_size.get()) != 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!("a size of {size} bytes is not a multiple of the block size, {block_size}"),
-            ));
-        }
+        let geometry = device.geometry()?;
         let backstore = Handler::open(
             self,
             &OpenRequest {
                 config,
-                size,
-                block_size: block_size.get(),
+                size: geometry.size,
+                block_size: geometry.block_size.get(),
             },
         )?;
-        let journal = FileJournal::of(uio.name());
+        let journal = FileJournal::of(device.uio.name());
         let kept = journal
             .load()
             .map_err(|error| Error::os("reading the LUN's journal", error))?;
-        let folder = dir.path().to_owned();
-        let name = uio.name().name.clone();
-        if let Err(error) = dir.notify_task_management() {
-            tracing::warn!(
-                lun = name,
-                %error,
-                "the kernel will not say which commands were aborted: they end when they would have anyway"
-            );
-        }
-        let target_core = Arc::new(Configfs::new(dir.clone()));
-        let source = IdentitySource::new(name.clone(), dir);
-        let identity = source.read();
-        meter.opened(size, block_size.get());
-        let geometry = Geometry {
-            size,
-            block_size,
-            max_transfer_blocks: max_sectors.max(LEAST_MAX_TRANSFER / block_size),
-        };
-        Ok(Box::new(move |context| {
-            let ring = Ring::new(mapping).map_err(|error| {
-                Error::new(ErrorKind::Internal, "the command ring cannot be used")
-                    .with_source(error)
-            })?;
-            let names = LateNames::after(&identity, source);
-            let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache)
-                .with_target_core(target_core);
+        device.serve(backstore, geometry, move |unit| {
             unit.keep_journal(Arc::new(journal), kept.as_deref());
-            context.introduce(&mut unit, folder);
-            Ok(reactor::lun(
-                name,
-                Box::new(uio),
-                ring,
-                unit,
-                names,
-                meter,
-                context,
-            ))
-        }))
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the daemon leaves under `/run`: its lock, and notes for its successor.
+//! What the daemon leaves under `/run`: its lock, and what its successor goes on with.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,10 +7,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use rustix::fs::FlockOperation;
-use tcmu::discovery::DeviceName;
+
+use crate::recovery::Tables;
 
 /// The daemon's folder in `/run`.
 const PATH: &str = "/run/tcmu-runner";
+
+/// The folder in it with the in-flight tables.
+const TABLES: &str = "in-flight";
 
 /// The locked folder of the one daemon of this machine.
 ///
@@ -33,7 +37,7 @@ impl RunDir {
         builder
             .recursive(true)
             .mode(0o755)
-            .create(path.join("drained"))
+            .create(path.join(TABLES))
             .with_context(|| format!("creating {}", path.display()))?;
         let pid_path = path.join("tcmu-runner.pid");
         let mut pid_file = OpenOptions::new()
@@ -75,21 +79,9 @@ impl RunDir {
         fs::write(self.path.join("handlers"), lines)
     }
 
-    /// Notes that nothing of this device's ring is in flight: what stands between its tail and its
-    /// head was never fetched.
-    pub(crate) fn note_drained(&self, device: &DeviceName) -> io::Result<()> {
-        fs::write(self.drained(device), "")
-    }
-
-    /// Takes back a note that the device's ring was drained. Returns whether there was one.
-    pub(crate) fn take_drained(&self, device: &DeviceName) -> bool {
-        fs::remove_file(self.drained(device)).is_ok()
-    }
-
-    fn drained(&self, device: &DeviceName) -> PathBuf {
-        self.path
-            .join("drained")
-            .join(format!("{}.{}", device.hba, device.name))
+    /// The in-flight tables.
+    pub(crate) fn tables(&self) -> Tables {
+        Tables::at(self.path.join(TABLES))
     }
 }
 
@@ -107,16 +99,5 @@ mod tests {
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(first);
         RunDir::lock_at(folder.path().to_owned()).unwrap();
-    }
-
-    #[test]
-    fn a_note_is_taken_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let run_dir = RunDir::lock_at(folder.path().to_owned()).unwrap();
-        let device: DeviceName = "tcm-user/3/disk/file//x".parse().unwrap();
-        assert!(!run_dir.take_drained(&device));
-        run_dir.note_drained(&device).unwrap();
-        assert!(run_dir.take_drained(&device));
-        assert!(!run_dir.take_drained(&device));
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -123,6 +124,17 @@ pub struct Device {
 }
 
 impl Device {
+    /// A number that no other device has had since the machine was started: that of the device's
+    /// folder in sysfs, which counts up (`__kernfs_new_node` in fs/kernfs/dir.c).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] where the device is gone.
+    pub fn instance(&self) -> io::Result<u64> {
+        let folder = fs::metadata(&self.sysfs);
+        let folder = folder.map_err(|error| attribute::on_path("look at", &self.sysfs, error))?;
+        Ok(folder.ino())
+    }
+
     /// The length of the device's memory in bytes: mailbox, command ring and data area.
     ///
     /// mmap(2) takes exactly this length (`tcmu_mmap_prepare`, or `tcmu_mmap` in older kernels).

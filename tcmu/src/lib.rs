@@ -7,6 +7,8 @@ pub mod cdb;
 pub mod configfs;
 pub mod discovery;
 pub mod doorbell;
+#[cfg(feature = "kill-points")]
+mod kill_points;
 pub mod mapping;
 #[cfg(feature = "mock")]
 pub mod mock;

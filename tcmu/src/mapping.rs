@@ -36,6 +36,9 @@ pub struct OutOfBounds {
 #[derive(Debug)]
 pub struct Mapping {
     memory: MmapRaw,
+    /// Burns down with what is written, and ends it.
+    #[cfg(test)]
+    fuse: Option<std::sync::Arc<tests::Fuse>>,
 }
 
 macro_rules! word {
@@ -58,6 +61,10 @@ macro_rules! word {
         #[inline]
         pub fn $store(&self, offset: usize, value: $int) -> Result<(), OutOfBounds> {
             let word = self.word::<$int>(offset)?;
+            #[cfg(test)]
+            if self.is_burnt() {
+                return Ok(());
+            }
             // SAFETY: `word` is aligned and inside the mapping, which lives as long as `self`.
             unsafe { <$atomic>::from_ptr(word) }.store(value, Ordering::Relaxed);
             Ok(())
@@ -77,7 +84,7 @@ impl Mapping {
         let memory = MmapOptions::new()
             .len(len)
             .map_raw(fd.as_fd().as_raw_fd())?;
-        Ok(Self { memory })
+        Ok(Self::new(memory))
     }
 
     /// Plain memory, zeroed and page-aligned: for buffers of our own and for tests.
@@ -87,7 +94,42 @@ impl Mapping {
     pub fn anonymous(len: usize) -> io::Result<Self> {
         reject_empty(len)?;
         let memory = MmapRaw::from(MmapMut::map_anon(len)?);
-        Ok(Self { memory })
+        Ok(Self::new(memory))
+    }
+
+    fn new(memory: MmapRaw) -> Self {
+        Self {
+            memory,
+            #[cfg(test)]
+            fuse: None,
+        }
+    }
+
+    /// Puts plain memory in the place of what is mapped, at the same addresses.
+    ///
+    /// For a device that goes away while an operation that nobody can end still uses its memory:
+    /// touching pages that the device has given up would be SIGBUS. What is written from now on
+    /// reaches nobody, and what is read is zero at first.
+    ///
+    /// # Errors
+    /// Those of mmap(2); nothing has changed then.
+    pub fn let_go(&self) -> io::Result<()> {
+        // SAFETY: the range is exactly the one that `memory` owns and unmaps in the end. It stays
+        // readable and writable at the same addresses, and no reference to it exists.
+        let replaced = unsafe {
+            libc::mmap(
+                self.as_ptr().cast(),
+                self.len(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if replaced == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// Size in bytes.
@@ -143,6 +185,8 @@ impl Mapping {
     #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         let to = self.range(offset, from.len())?;
+        #[cfg(test)]
+        let from = self.unburnt(from);
         // SAFETY: `to` is inside the mapping for `from.len()` bytes. `from` is a Rust slice and no
         // Rust reference to the mapping exists, so the two do not overlap.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
@@ -156,6 +200,10 @@ impl Mapping {
     #[inline]
     pub fn fill(&self, offset: usize, len: usize, byte: u8) -> Result<(), OutOfBounds> {
         let to = self.range(offset, len)?;
+        #[cfg(test)]
+        if self.is_burnt() {
+            return Ok(());
+        }
         // SAFETY: `to` is inside the mapping for `len` bytes, and no Rust reference to it exists.
         unsafe { ptr::write_bytes(to, byte, len) };
         Ok(())
@@ -184,8 +232,28 @@ impl Mapping {
     #[inline]
     pub fn store_release_u32(&self, offset: usize, value: u32) -> Result<(), OutOfBounds> {
         let word = self.word::<u32>(offset)?;
+        #[cfg(test)]
+        if self.is_burnt() {
+            return Ok(());
+        }
         // SAFETY: `word` is aligned and inside the mapping, which lives as long as `self`.
         unsafe { AtomicU32::from_ptr(word) }.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// Stores the `u64` at `offset`; whoever sees it sees all that was written before.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`] also if `offset` is not a multiple of 8.
+    #[inline]
+    pub fn store_release_u64(&self, offset: usize, value: u64) -> Result<(), OutOfBounds> {
+        let word = self.word::<u64>(offset)?;
+        #[cfg(test)]
+        if self.is_burnt() {
+            return Ok(());
+        }
+        // SAFETY: `word` is aligned and inside the mapping, which lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
         Ok(())
     }
 
@@ -221,10 +289,56 @@ fn reject_empty(len: usize) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::fd::AsFd;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
+
+    /// Kills a process, as far as memory is concerned: lets so many stores through and none after
+    /// them. Bytes are stored eight at a time.
+    #[derive(Debug)]
+    pub(crate) struct Fuse {
+        left: AtomicUsize,
+    }
+
+    impl Fuse {
+        pub(crate) fn new(stores: usize) -> Arc<Self> {
+            let left = AtomicUsize::new(stores);
+            Arc::new(Self { left })
+        }
+
+        pub(crate) fn left(&self) -> usize {
+            self.left.load(Ordering::Relaxed)
+        }
+
+        /// Burns the fuse down by so many stores; returns how many of them go through.
+        fn burn(&self, stores: usize) -> usize {
+            let through = self.left().min(stores);
+            self.left.fetch_sub(through, Ordering::Relaxed);
+            through
+        }
+    }
+
+    impl Mapping {
+        /// This mapping as one process uses it that the fuse kills.
+        pub(crate) fn with_fuse(mut self, fuse: &Arc<Fuse>) -> Self {
+            self.fuse = Some(Arc::clone(fuse));
+            self
+        }
+
+        pub(super) fn is_burnt(&self) -> bool {
+            self.fuse.as_ref().is_some_and(|fuse| fuse.burn(1) == 0)
+        }
+
+        pub(super) fn unburnt<'a>(&self, from: &'a [u8]) -> &'a [u8] {
+            match &self.fuse {
+                Some(fuse) => &from[..from.len().min(8 * fuse.burn(from.len().div_ceil(8)))],
+                None => from,
+            }
+        }
+    }
 
     fn page() -> Mapping {
         Mapping::anonymous(4096).unwrap()
@@ -304,6 +418,24 @@ mod tests {
         let mut seen = [0; 6];
         two.read(5000, &mut seen).unwrap();
         assert_eq!(&seen, b"shared");
+    }
+
+    #[test]
+    fn a_mapping_that_was_let_go_reaches_nobody() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let (one, two) = (
+            Mapping::map(file.as_fd(), 8192).unwrap(),
+            Mapping::map(file.as_fd(), 8192).unwrap(),
+        );
+        one.store_u32(4096, 1).unwrap();
+        one.let_go().unwrap();
+        assert_eq!(one.load_u32(4096), Ok(0));
+        one.store_u32(4096, 2).unwrap();
+        assert_eq!((one.load_u32(4096), two.load_u32(4096)), (Ok(2), Ok(1)));
+        // The file may even be gone.
+        file.set_len(0).unwrap();
+        one.store_u32(0, 3).unwrap();
     }
 
     #[test]

@@ -20,6 +20,14 @@ pub(super) fn adopt(old: &Config, new: Config) -> (Config, Vec<Change>) {
             "log_level is \"{new}\", and was \"{old}\""
         )));
     }
+    if old.opening_limit() != new.opening_limit() {
+        let (old, new) = (old.opening_limit(), new.opening_limit());
+        changes.push(Change::Made(format!(
+            "opening_limit is {} s, and was {} s",
+            new.as_secs(),
+            old.as_secs()
+        )));
+    }
     let fixed = [
         ("reactors", old.reactors(), new.reactors()),
         (

@@ -8,6 +8,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -28,6 +29,10 @@ pub struct Config {
     /// How many threads each reactor may have for what blocks, 1 to 1024. Default: 16.
     #[serde(default, deserialize_with = "parse::within::<_, 1024>")]
     pub blocking_threads: Option<usize>,
+    /// How many seconds whoever enables a LUN waits for its image to be opened, 1 to 600. Default: 25,
+    /// a little less than tcmuctl waits, so that it hears why.
+    #[serde(default, deserialize_with = "parse::within::<_, 600>")]
+    pub opening_limit: Option<usize>,
     /// Settings of handlers, by subtype.
     #[serde(default)]
     pub handlers: BTreeMap<String, HandlerConfig>,
@@ -61,5 +66,10 @@ impl Config {
     /// How many threads to have for what blocks.
     pub(crate) fn blocking_threads(&self) -> usize {
         self.blocking_threads.unwrap_or(16)
+    }
+
+    /// How long the kernel, and whoever enables a device, waits for its image to be opened.
+    pub(crate) fn opening_limit(&self) -> Duration {
+        Duration::from_secs(self.opening_limit.unwrap_or(25) as u64)
     }
 }

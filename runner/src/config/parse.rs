@@ -157,6 +157,7 @@ mod tests {
         assert_eq!(config.log_level.as_deref(), Some("info"));
         assert_eq!(config.reactors, Some(4));
         assert_eq!(config.blocking_threads, Some(16));
+        assert_eq!(config.opening_limit, Some(25));
         assert!(config.handlers["file"].allowed_paths.is_some());
     }
 

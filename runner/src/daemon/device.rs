@@ -5,9 +5,13 @@ use std::time::Instant;
 use tcmu::discovery::DeviceName;
 use tcmu::netlink::Ticket;
 
+use crate::recovery::CrashLoop;
+
 /// Where a device stands.
 #[derive(Debug)]
 pub(super) enum Phase {
+    /// It is suspected of having brought daemons down, and waits for its trial.
+    Suspect(CrashLoop),
     /// Its image is being opened, or it is on its way to a reactor.
     Opening,
     Serving,
@@ -36,4 +40,8 @@ pub(super) struct Device {
     /// The device is to go as soon as its opening has ended.
     pub(super) unwanted: bool,
     pub(super) ring_resets: u32,
+    /// What its in-flight table says of crashes.
+    pub(super) crash_loop: Option<CrashLoop>,
+    /// Commands that a predecessor left are still in flight.
+    pub(super) recovering: bool,
 }

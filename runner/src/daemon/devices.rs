@@ -9,11 +9,11 @@ use tcmu_handler::Error;
 
 use super::board::{EventKind, LunState};
 use super::device::{Device, Next, Phase};
-use super::open::{Reset, open_device};
+use super::open::{Inheritance, Opened};
 use super::report::Report;
 use super::{Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
 use crate::meter::Meter;
-use crate::reactor::{Done, LunId, MakeLun, Message, Notice};
+use crate::reactor::{Done, LunId, Message, Notice};
 
 /// How often a LUN whose ring is damaged is given a fresh one before it is left alone.
 const RING_RESETS: u32 = 3;
@@ -25,7 +25,7 @@ impl Daemon {
         }
         match self.devices.get_mut(&id) {
             Some(Device {
-                phase: Phase::Opening,
+                phase: Phase::Opening | Phase::Suspect(_),
                 ticket: waiting,
                 ..
             }) => *waiting = Some(ticket),
@@ -37,7 +37,7 @@ impl Daemon {
                 phase: Phase::Leaving { .. },
                 ..
             }) => self.reply(ticket, TRY_AGAIN),
-            None => self.open(id, name, Some(ticket), 0, false),
+            None => self.open(id, name, Some(ticket), 0, Inheritance::Judge),
         }
     }
 
@@ -122,9 +122,8 @@ impl Daemon {
         name: DeviceName,
         ticket: Option<Ticket>,
         ring_resets: u32,
-        reset: bool,
+        inheritance: Inheritance,
     ) {
-        let drained = self.run_dir.take_drained(&name);
         tracing::info!(
             lun = name.name,
             subtype = name.subtype,
@@ -143,18 +142,16 @@ impl Daemon {
             ticket,
             unwanted: false,
             ring_resets,
+            crash_loop: None,
+            recovering: false,
         };
         self.devices.insert(id, device);
-        let (registry, sysfs) = (Arc::clone(&self.registry), self.sysfs.clone());
-        let reporter = self.reporter.clone();
+        let (opener, reporter) = (self.opener.clone(), self.reporter.clone());
+        let recovered = self.reporter.clone();
+        let recovered = Box::new(move || recovered.send(Report::Recovered { id }));
         self.openers.run(Box::new(move || {
-            let reset = match (reset, drained) {
-                (true, _) => Reset::Always,
-                (false, true) => Reset::Never,
-                (false, false) => Reset::IfInUse,
-            };
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                open_device(&registry, &sysfs, id, reset, meter)
+                opener.open(id, inheritance, meter, recovered)
             }));
             let result = result.unwrap_or_else(|_| {
                 Err(Error::new(
@@ -183,6 +180,7 @@ impl Daemon {
             return;
         };
         match &mut device.phase {
+            Phase::Suspect(_) => self.forget(id, TRY_AGAIN),
             Phase::Opening => device.unwanted = true,
             Phase::Leaving { then } => {
                 if next == Next::Forget {
@@ -207,6 +205,7 @@ impl Daemon {
             match report {
                 Report::Opened { id, result } => self.opened(id, result),
                 Report::Attached { id, result } => self.attached(id, result),
+                Report::Recovered { id } => self.recovered(id),
                 Report::Detached { id, result } => self.detached(id, result),
                 Report::Changed {
                     id,
@@ -228,13 +227,20 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn opened(&mut self, id: LunId, result: Result<MakeLun, Error>) {
-        let Some(device) = self.devices.get(&id) else {
+    pub(super) fn opened(&mut self, id: LunId, result: Result<Opened, Error>) {
+        let Some(device) = self.devices.get_mut(&id) else {
             return;
         };
         match result {
             Ok(_) if device.unwanted => self.forget(id, TRY_AGAIN),
-            Ok(make) => {
+            Ok(Opened::Suspect(crash_loop)) => self.suspect(id, crash_loop),
+            Ok(Opened::Lun {
+                make,
+                crash_loop,
+                interrupted,
+            }) => {
+                device.crash_loop = crash_loop;
+                device.recovering = interrupted > 0;
                 let reporter = self.reporter.clone();
                 let done: Done =
                     Box::new(move |result| reporter.send(Report::Attached { id, result }));
@@ -281,10 +287,10 @@ impl Daemon {
         }
         let reset = matches!(device.phase, Phase::Leaving { then: Next::Reset });
         if !reset {
-            if self.stopping.is_some()
-                && let Err(error) = self.run_dir.note_drained(&device.name)
-            {
-                tracing::warn!(lun = device.name.name, %error, "the next daemon will have to reset this LUN's ring");
+            if self.stopping.is_none() {
+                self.opener.tables.remove(&device.name);
+            } else if let Some(crash_loop) = &device.crash_loop {
+                crash_loop.acquit();
             }
             let message = result.map_or_else(|error| error.to_string(), |()| String::new());
             self.board
@@ -311,7 +317,8 @@ impl Daemon {
             let message = "the command ring was damaged";
             self.board
                 .tell(EventKind::RingReset, &device.name.name, message);
-            self.open(id, device.name, device.ticket, device.ring_resets + 1, true);
+            let resets = device.ring_resets + 1;
+            self.open(id, device.name, device.ticket, resets, Inheritance::Refuse);
         }
     }
 
@@ -380,10 +387,13 @@ impl Daemon {
 
     /// Serves the devices that are there and are not served yet.
     pub(super) fn resync(&mut self) -> std::io::Result<()> {
-        for device in self.sysfs.scan()? {
+        for device in self.opener.sysfs.scan()? {
             let known = self.devices.contains_key(&device.minor);
-            if !known && self.registry.serves(&device.name.subtype) && self.stopping.is_none() {
-                self.open(device.minor, device.name, None, 0, false);
+            if !known
+                && self.opener.registry.serves(&device.name.subtype)
+                && self.stopping.is_none()
+            {
+                self.open(device.minor, device.name, None, 0, Inheritance::Judge);
             }
         }
         Ok(())

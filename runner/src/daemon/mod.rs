@@ -13,6 +13,7 @@ mod petitions;
 mod reload;
 mod report;
 mod system;
+mod trials;
 mod watchdog;
 
 use std::collections::HashMap;
@@ -31,8 +32,10 @@ pub(crate) use self::petition::{MediumChange, Petition, Petitioner};
 
 use self::board::Board;
 use self::device::{Device, Next, Phase};
+use self::open::Opener;
 use self::report::{Report, Reporter};
 use self::system::{catch_signals, load_module, release_predecessors_waiters};
+use self::trials::Trials;
 use self::watchdog::Watchdog;
 use crate::config::Settings;
 use crate::copy::{ConfigfsAccess, Directory};
@@ -45,10 +48,6 @@ use crate::service_manager;
 /// How many images are opened at once.
 const OPENERS: usize = 16;
 
-/// How long the kernel, and whoever enables a device, waits for its image to be opened. tcmuctl waits
-/// a little longer, so that it hears of it.
-const OPENING_LIMIT: Duration = Duration::from_secs(25);
-
 /// How often a shutdown says what it is waiting for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -60,8 +59,7 @@ const TIMED_OUT: i32 = -110;
 
 /// The daemon.
 pub(crate) struct Daemon {
-    registry: Arc<Registry>,
-    sysfs: Sysfs,
+    opener: Opener,
     run_dir: RunDir,
     netlink: Netlink,
     reactors: Vec<ReactorHandle>,
@@ -77,6 +75,7 @@ pub(crate) struct Daemon {
     reload_requests: UnixStream,
     watchdog: Option<Watchdog>,
     stopping: Option<Instant>,
+    trials: Trials,
 }
 
 impl Daemon {
@@ -139,8 +138,11 @@ impl Daemon {
             }
         };
         Ok(Self {
-            registry: Arc::new(registry),
-            sysfs,
+            opener: Opener {
+                registry: Arc::new(registry),
+                sysfs,
+                tables: run_dir.tables(),
+            },
             run_dir,
             netlink,
             reactors,
@@ -155,6 +157,7 @@ impl Daemon {
             reload_requests,
             watchdog: Watchdog::start(),
             stopping: None,
+            trials: Trials::default(),
         })
     }
 
@@ -162,7 +165,8 @@ impl Daemon {
     /// meanwhile if `on_bus`.
     pub(crate) fn run(mut self, on_bus: bool) -> anyhow::Result<()> {
         self.resync().context("looking for devices")?;
-        self.sysfs
+        self.opener
+            .sysfs
             .module()
             .block_netlink(false)
             .context("unblocking TCMU's netlink interface")?;
@@ -174,7 +178,7 @@ impl Daemon {
             .context("starting the D-Bus service")?;
         tracing::info!(
             reactors = self.reactors.len(),
-            handlers = ?self.registry,
+            handlers = ?self.opener.registry,
             devices = self.devices.len(),
             "ready"
         );
@@ -190,6 +194,7 @@ impl Daemon {
             self.hear_signals()?;
             self.hear_kernel()?;
             self.hear_reports()?;
+            self.hold_trials();
             if self.stopping.is_some() && self.devices.is_empty() {
                 tracing::info!("stopped");
                 return Ok(());
@@ -208,17 +213,17 @@ impl Daemon {
         self.devices
             .values()
             .filter(waited_for)
-            .map(|device| device.since + OPENING_LIMIT)
+            .map(|device| device.since + self.settings.config().opening_limit())
             .min()
     }
 
     /// Refuses devices whose image takes too long to open: the kernel waits uninterruptibly.
     fn give_up_openings(&mut self) {
-        let now = Instant::now();
+        let (now, limit) = (Instant::now(), self.settings.config().opening_limit());
         let mut late = Vec::new();
         for device in self.devices.values_mut() {
             if matches!(device.phase, Phase::Opening)
-                && device.since + OPENING_LIMIT <= now
+                && device.since + limit <= now
                 && let Some(ticket) = device.ticket.take()
             {
                 device.unwanted = true;
@@ -243,6 +248,7 @@ impl Daemon {
             .next_deadline()
             .into_iter()
             .chain(self.watchdog.as_ref().map(Watchdog::due))
+            .chain(self.next_trial())
             .min();
         let deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let patience = self.stopping.is_some().then_some(PATIENCE);
@@ -334,7 +340,7 @@ impl Daemon {
     /// The device's name, if a handler of ours serves it. Events of others are theirs to answer.
     fn ours(&self, device: &str) -> Option<DeviceName> {
         match device.parse::<DeviceName>() {
-            Ok(name) if self.registry.serves(&name.subtype) => Some(name),
+            Ok(name) if self.opener.registry.serves(&name.subtype) => Some(name),
             Ok(name) => {
                 tracing::debug!(device, subtype = name.subtype, "not ours");
                 None

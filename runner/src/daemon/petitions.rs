@@ -12,7 +12,7 @@ impl Daemon {
     /// Starts the D-Bus service.
     pub(super) fn offer_on_bus(&self) -> std::io::Result<dbus::Service> {
         dbus::Service::start(dbus::Backend {
-            registry: Arc::clone(&self.registry),
+            registry: Arc::clone(&self.opener.registry),
             board: Arc::clone(&self.board),
             externals: Arc::clone(&self.externals),
             petitioner: Petitioner(self.reporter.clone()),
@@ -47,7 +47,7 @@ impl Daemon {
     /// Leaves a note of the handlers that there are, here and in other processes.
     pub(super) fn note_handlers(&self) -> std::io::Result<()> {
         let external = self.externals.subtypes();
-        let own = self.registry.help().map(|(subtype, _)| subtype);
+        let own = self.opener.registry.help().map(|(subtype, _)| subtype);
         self.run_dir
             .note_handlers(own.chain(external.iter().map(String::as_str)))
     }

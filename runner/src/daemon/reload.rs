@@ -57,7 +57,7 @@ impl Daemon {
             None => Cause::Noticed,
         };
         if let Some(config) = self.settings.reload(cause) {
-            configure_handlers(&self.registry, config);
+            configure_handlers(&self.opener.registry, config);
         }
     }
 }

@@ -8,21 +8,24 @@ use tcmu::netlink::Ticket;
 use tcmu_handler::Error;
 
 use super::board::EventKind;
+use super::open::Opened;
 use super::petition::Petition;
-use crate::reactor::{LunId, MakeLun, Notice};
+use crate::reactor::{LunId, Notice};
 
 /// What other threads report to the daemon's.
 pub(super) enum Report {
     /// An image was opened, or not.
     Opened {
         id: LunId,
-        result: Result<MakeLun, Error>,
+        result: Result<Opened, Error>,
     },
     /// A LUN was attached to its reactor, or not.
     Attached {
         id: LunId,
         result: Result<(), Error>,
     },
+    /// What was in flight when the LUN was attached has been completed.
+    Recovered { id: LunId },
     /// A LUN's backstore is closed and its device let go.
     Detached {
         id: LunId,

@@ -42,6 +42,7 @@ mod mode_pages;
 mod mode_select;
 mod mode_sense;
 mod neighbours;
+mod offline;
 mod opcode;
 mod opcode_table;
 mod operation;

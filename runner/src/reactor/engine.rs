@@ -82,6 +82,8 @@ pub(crate) enum Event {
     Gone { source: Source },
     /// The kernel does not watch the source any more, and has let go of its file.
     Unwatched { source: Source },
+    /// The watch could not be ended, because something happened to the source at that moment.
+    StillWatched { source: Source },
 }
 
 fn user_data(kind: Kind, source: Source) -> u64 {
@@ -371,6 +373,12 @@ impl Inner {
                 // Only a failed kick is answered: the device has gone.
                 kind if kind == Kind::Kick as u8 && result < 0 => {
                     events.push(Event::Gone {
+                        source: source(data),
+                    });
+                }
+                // `io_poll_disarm` of io_uring/poll.c: an event is just being handled.
+                kind if kind == Kind::Cancel as u8 && result == -libc::EALREADY => {
+                    events.push(Event::StillWatched {
                         source: source(data),
                     });
                 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use tcmu::doorbell::Doorbell;
 use tcmu::mapping::Mapping;
 use tcmu::ring::Ring;
+use tcmu::ring::recovery::Table;
 use tcmu_handler::{Backstore, Error, ErrorKind};
 
 use super::blocking::BlockingPool;
@@ -14,6 +15,7 @@ use super::engine::{Counters, UringEngine};
 use super::lun::lun;
 use super::message::{LunId, Mailer, Message};
 use super::ready::ReadyQueue;
+use super::recovery::Recovery;
 use super::turn::Reactor;
 use crate::copy::Directory;
 use crate::device_server::{Geometry, Identity, LogicalUnit};
@@ -70,15 +72,51 @@ impl LocalReactor {
         geometry: Geometry,
         write_cache: bool,
     ) -> Result<(), Error> {
-        let (id, name) = (self.next, identity.name.clone());
+        let name = identity.name.clone();
+        let ring = Ring::new(memory).map_err(unusable)?;
+        let unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
+        self.attach_ring(name, device, ring, Recovery::default(), unit)
+    }
+
+    /// The same for a unit that is made already, and a ring with an in-flight table: goes on with what
+    /// it says. `name` is for the log.
+    ///
+    /// # Errors
+    /// If the table does not fit the ring in `memory`, or that is none.
+    pub fn attach_with_table<B: Backstore>(
+        &mut self,
+        name: String,
+        device: Box<dyn Doorbell>,
+        memory: Arc<Mapping>,
+        table: Table,
+        unit: LogicalUnit<B>,
+    ) -> Result<(), Error> {
+        let (ring, interrupted) = Ring::with_table(memory, table).map_err(unusable)?;
+        let recovery = Recovery::new(interrupted, Box::new(|| {}));
+        self.attach_ring(name, device, ring, recovery, unit)
+    }
+
+    fn attach_ring<B: Backstore>(
+        &mut self,
+        name: String,
+        device: Box<dyn Doorbell>,
+        ring: Ring,
+        recovery: Recovery,
+        mut unit: LogicalUnit<B>,
+    ) -> Result<(), Error> {
+        let id = self.next;
         self.next += 1;
-        let mut unit = LogicalUnit::new(backstore, identity, geometry, write_cache);
-        let ring = Ring::new(memory).map_err(|error| {
-            Error::new(ErrorKind::Internal, "the command ring cannot be used").with_source(error)
-        })?;
         self.reactor.attach(id, |context| {
             context.introduce(&mut unit, name.clone().into());
-            Ok(lun(name, device, ring, unit, None, Arc::default(), context))
+            Ok(lun(
+                name,
+                device,
+                (ring, recovery),
+                unit,
+                None,
+                Arc::default(),
+                context,
+            ))
         })
     }
 
@@ -95,6 +133,10 @@ impl LocalReactor {
     pub fn counters(&self) -> Counters {
         self.reactor.counters()
     }
+}
+
+fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Internal, "the command ring cannot be used").with_source(error)
 }
 
 impl std::fmt::Debug for LocalReactor {

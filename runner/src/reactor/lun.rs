@@ -22,6 +22,7 @@ use super::engine::UringEngine;
 use super::memory::SharedMemory;
 use super::message::{LunId, Mailer};
 use super::ready::{ReadyQueue, TaskId};
+use super::recovery::Recovery;
 use super::tasks::Tasks;
 use crate::copy::{Directory, RemoteCopy};
 use crate::device_server::{CopyFailure, LogicalUnit, Request, Response};
@@ -104,16 +105,19 @@ impl Context {
     }
 }
 
-/// The LUN `name` on `device`: `ring` serves `unit`.
+/// The LUN `name` on `device`: `ring` serves `unit`, and goes on with what is in `recovery`.
 pub(crate) fn lun<B: Backstore>(
     name: String,
     device: Box<dyn Doorbell>,
-    ring: Ring,
+    (ring, recovery): (Ring, Recovery),
     unit: LogicalUnit<B>,
     names: Option<LateNames>,
     meter: Arc<Meter>,
     context: Context,
 ) -> Box<dyn Lun> {
+    for found in recovery.waiting().filter(|found| found.runs > 1) {
+        tracing::warn!(lun = name, command = ?found.command, runs = found.runs, "again in flight");
+    }
     let unit = Rc::new(unit);
     let names = names.map(Rc::new);
     let memory: Arc<dyn Memory> = Arc::new(SharedMemory::new(Arc::clone(ring.memory())));
@@ -140,6 +144,7 @@ pub(crate) fn lun<B: Backstore>(
         name,
         device,
         ring,
+        recovery,
         unit,
         memory,
         meter,
@@ -162,6 +167,7 @@ struct Served<B, F, S> {
     name: String,
     device: Box<dyn Doorbell>,
     ring: Ring,
+    recovery: Recovery,
     unit: Rc<LogicalUnit<B>>,
     memory: Arc<dyn Memory>,
     meter: Arc<Meter>,
@@ -257,6 +263,7 @@ where
                         sense: &[],
                         read_len: None,
                     };
+                    self.ended(&command);
                     self.ring.complete(command, completion);
                     self.completed += 1;
                     dropped += 1;
@@ -290,6 +297,13 @@ where
         }
     }
 
+    #[inline]
+    fn ended(&mut self, command: &Command) {
+        if self.recovery.is_under_way() {
+            self.recovery.ended(command.number());
+        }
+    }
+
     fn finish(&mut self, slot: u32, response: &Response, buffer: OwnedBuffer) {
         self.end_of_abort(slot);
         if let Some(command) = self.commands[slot as usize].take() {
@@ -303,6 +317,7 @@ where
                 sense: &bytes[..len],
                 read_len: response.read_len,
             };
+            self.ended(&command);
             self.ring.complete(command, completion);
             self.completed += 1;
             self.finished += 1;
@@ -331,6 +346,10 @@ where
             if self.quiescent || self.broken {
                 return fetched;
             }
+            if let Some(interrupted) = self.recovery.next() {
+                self.start(interrupted.command);
+                continue;
+            }
             match self.ring.next() {
                 Ok(Some(Entry::Command(command))) => self.start(command),
                 Ok(Some(Entry::TaskManagement(request))) => self.manage(&request),
@@ -352,7 +371,10 @@ where
                 tracing::error!(lun = %self.name, "a command failed with a panic; its initiator gets HARDWARE ERROR");
                 self.tasks.discard(slot);
                 self.end_of_abort(slot);
-                self.failed.extend(self.commands[slot as usize].take());
+                if let Some(command) = self.commands[slot as usize].take() {
+                    self.ended(&command);
+                    self.failed.push(command);
+                }
             }
         }
     }
@@ -379,6 +401,9 @@ where
     fn publish(&mut self, forgotten: bool) -> Option<usize> {
         if !forgotten {
             self.failed.clear();
+        }
+        if let Some(error) = self.ring.take_table_error() {
+            tracing::warn!(lun = %self.name, %error, "the in-flight table is given up: if tcmu-runner is killed, initiators have to repeat what is in flight. Is /run full?");
         }
         self.meter.commands(self.completed, self.in_flight());
         let finished = mem::take(&mut self.finished);

@@ -210,6 +210,7 @@ impl Reactor {
                 }
             }
             Event::Unwatched { source } => self.remove(source),
+            Event::StillWatched { source } => self.engine.unwatch(source),
         }
     }
 

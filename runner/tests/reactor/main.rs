@@ -7,4 +7,5 @@ mod background;
 mod copies;
 mod faults;
 mod lun;
+mod recovery;
 mod round_trip;

@@ -12,12 +12,14 @@ mod submission;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::mem::{self, offset_of, size_of};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 
 use self::blocks::Blocks;
@@ -73,6 +75,8 @@ pub struct CommandTag(u64);
 /// the other side's descriptor hangs up.
 #[derive(Debug)]
 pub struct MockKernel {
+    /// What the memory is a mapping of.
+    file: File,
     memory: Arc<Mapping>,
     bell: Bell,
     ring_size: u32,
@@ -121,9 +125,10 @@ impl MockKernel {
     /// Those of mmap(2) and socketpair(2).
     pub fn new(config: Config) -> io::Result<(Self, MockDevice)> {
         let data_start = (RING_START + config.ring_size as usize).next_multiple_of(PAGE);
-        let memory = Arc::new(Mapping::anonymous(
-            data_start + config.blocks * config.block_size,
-        )?);
+        let len = data_start + config.blocks * config.block_size;
+        let file = File::from(memfd_create("mock-tcmu", MemfdFlags::CLOEXEC)?);
+        file.set_len(len as u64)?;
+        let memory = Arc::new(Mapping::map(&file, len)?);
         let (kernel, device) = Bell::pair()?;
         let word = |offset, value| memory.store_u32(offset, value).expect(CHECKED);
         word(offset_of!(abi::Mailbox, cmdr_off), RING_START as u32);
@@ -143,6 +148,7 @@ impl MockKernel {
             bell: device,
         };
         let kernel = Self {
+            file,
             memory,
             bell: kernel,
             ring_size: config.ring_size,
@@ -159,6 +165,18 @@ impl MockKernel {
             late_completions: 0,
         };
         Ok((kernel, device))
+    }
+
+    /// Gives the device to another process: a doorbell and a mapping of its own. The one before has
+    /// to be gone.
+    ///
+    /// # Errors
+    /// Those of mmap(2) and socketpair(2).
+    pub fn reopen(&mut self) -> io::Result<MockDevice> {
+        let memory = Arc::new(Mapping::map(&self.file, self.memory.len())?);
+        let (kernel, bell) = Bell::pair()?;
+        self.bell = kernel;
+        Ok(MockDevice { memory, bell })
     }
 
     /// The memory that both sides share.
@@ -289,6 +307,11 @@ impl MockDevice {
     /// The memory to make a [`Ring`](crate::ring::Ring) of.
     pub fn memory(&self) -> &Arc<Mapping> {
         &self.memory
+    }
+
+    /// The same, with the device closed.
+    pub fn into_memory(self) -> Arc<Mapping> {
+        self.memory
     }
 }
 

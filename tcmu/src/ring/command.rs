@@ -56,6 +56,11 @@ impl Command {
         self.ticket.id
     }
 
+    /// Commands of one ring have ascending numbers, in the order in which they were fetched.
+    pub fn number(&self) -> u64 {
+        self.ticket.entry
+    }
+
     /// The command descriptor block.
     pub fn cdb(&self) -> &Cdb {
         &self.body.cdb

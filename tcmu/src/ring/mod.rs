@@ -54,12 +54,13 @@ mod error;
 mod fetch;
 mod ids;
 mod mailbox;
+pub mod recovery;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::mem::{offset_of, size_of};
+use std::mem::{self, offset_of, size_of};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -69,8 +70,11 @@ pub use self::error::RingError;
 use self::fetch::{Malformed, Request};
 use self::ids::InFlight;
 use self::mailbox::Mailbox;
+use self::recovery::{Interrupted, Mismatch, Phases, Table};
 use crate::abi;
 pub use crate::cdb::Cdb;
+#[cfg(feature = "kill-points")]
+use crate::kill_points::{self, KillPoint};
 use crate::mapping::{Mapping, OutOfBounds};
 use crate::scsi::{AdditionalSense, Sense, SenseKey, Status};
 
@@ -93,6 +97,12 @@ pub struct Ring {
     spare: Vec<Vec<Segment>>,
     malformed: u64,
     poison: Option<RingError>,
+    /// Tells a successor what is in flight.
+    table: Option<Table>,
+    /// Why it does not any more.
+    table_error: Option<std::io::Error>,
+    /// What a predecessor published may not have been kicked.
+    owes_kick: bool,
 }
 
 struct Slot {
@@ -116,7 +126,8 @@ impl Ring {
     ///
     /// All entries between tail and head will be fetched. That is right for a fresh ring and for
     /// one that was reset. It is wrong for a ring whose earlier owner had completed commands out of
-    /// order and went away with others in flight: such a ring no longer tells which those are.
+    /// order and went away with others in flight: such a ring no longer tells which those are, see
+    /// [`with_table`](Self::with_table).
     ///
     /// # Errors
     /// A [`RingError`] if the mailbox is not one that this crate understands, or contradicts
@@ -139,9 +150,77 @@ impl Ring {
             spare: Vec::new(),
             malformed: 0,
             poison: None,
+            table: None,
+            table_error: None,
+            owes_kick: false,
         };
         ring.look()?;
         Ok(ring)
+    }
+
+    /// Opens the ring that `mapping` holds and goes on where the process stopped that kept `table`;
+    /// from now on this ring keeps it.
+    ///
+    /// Returns what that process had fetched and not completed, in the order in which it was fetched.
+    /// All of it has to be executed again, and comes before what [`next`](Self::next) returns. See
+    /// [`recovery`].
+    ///
+    /// # Errors
+    /// A [`Mismatch`] if the table is not about the ring as it is now.
+    pub fn with_table(
+        mapping: Arc<Mapping>,
+        mut table: Table,
+    ) -> Result<(Self, Vec<Interrupted>), Mismatch> {
+        let mut ring = Self::new(mapping)?;
+        let (mut outstanding, published) = table.outstanding(&ring.mailbox)?;
+        ring.walk(outstanding.len())?;
+        table.go_on(&mut outstanding, published);
+        ring.table = Some(table);
+        ring.owes_kick = true;
+        let mut interrupted = Vec::with_capacity(outstanding.len());
+        for (entry, command) in outstanding.into_iter().enumerate() {
+            ring.in_flight.insert(command.id);
+            let mut ticket = Ticket::new(command.id, entry as u64, &ring.abandoned);
+            match command.body {
+                Some(body) => {
+                    #[cfg(feature = "kill-points")]
+                    kill_points::execute(&body.cdb);
+                    interrupted.push(Interrupted {
+                        command: Command::new(ticket, body),
+                        phase: command.phase,
+                        runs: command.runs,
+                    });
+                }
+                None => {
+                    ring.malformed += 1;
+                    ticket.redeem();
+                    ring.fail(&ticket);
+                }
+            }
+        }
+        Ok((ring, interrupted))
+    }
+
+    /// Steps over the entries of so many commands that a predecessor had fetched.
+    fn walk(&mut self, commands: usize) -> Result<(), Mismatch> {
+        for entries in 0..commands {
+            loop {
+                if self.fetched == self.head {
+                    return Err(Mismatch::Entries {
+                        outstanding: commands,
+                        entries,
+                    });
+                }
+                let (offset, (op, len)) = (self.fetched, self.header()?);
+                if op == abi::OP_CMD {
+                    check_room_for_response(offset, len)?;
+                    self.take(offset, len, SlotState::Open);
+                    break;
+                }
+                self.take(offset, len, SlotState::Passable);
+            }
+        }
+        Ok(())
     }
 
     /// Says whether [`next`](Self::next) would find an entry: one load, for polling.
@@ -200,23 +279,31 @@ impl Ring {
 
     /// Shows the kernel all that was completed, and answers commands that were dropped.
     ///
-    /// True if there was anything: the kernel must then be
-    /// [kicked](crate::doorbell::Doorbell::kick). After this the kernel may reuse the completed
-    /// commands' segments, kick or not.
+    /// True if there was anything, and the first time in any case, for a predecessor that may not
+    /// have come to it: the kernel must then be [kicked](crate::doorbell::Doorbell::kick). After
+    /// this the kernel may reuse the completed commands' segments, kick or not.
     #[must_use = "the kernel must be kicked if this is true"]
     pub fn publish(&mut self) -> bool {
         self.answer_abandoned();
         self.pass();
         let tail = self.slots.front().map_or(self.fetched, |slot| slot.offset);
         if tail == self.published || self.is_lost() {
-            return false;
+            return mem::take(&mut self.owes_kick);
         }
         let head = self.mailbox.head();
         if self.has_moved(head) {
             self.poison = Some(self.moved(head));
             return false;
         }
+        self.owes_kick = false;
+        if let Some(table) = &mut self.table {
+            table.publishing(tail);
+        }
+        #[cfg(feature = "kill-points")]
+        kill_points::pass(KillPoint::Publishing);
         self.mailbox.publish(tail);
+        #[cfg(feature = "kill-points")]
+        kill_points::pass(KillPoint::Published);
         self.published = tail;
         true
     }
@@ -230,6 +317,17 @@ impl Ring {
     /// How many entries this ring has answered or skipped because they were malformed.
     pub fn malformed(&self) -> u64 {
         self.malformed
+    }
+
+    /// Notes the phases of this ring's commands for a successor, if the ring has a table.
+    pub fn phases(&self) -> Option<Phases> {
+        self.table.as_ref().map(Table::phases)
+    }
+
+    /// Why the ring's table had to be given up, once: the file system has no room for it any more, as
+    /// a rule. The ring goes on, but has to be reset if this process is killed.
+    pub fn take_table_error(&mut self) -> Option<std::io::Error> {
+        self.table_error.take()
     }
 
     /// Why the ring cannot be read any further, if so.
@@ -303,24 +401,8 @@ impl Ring {
             }
             let offset = self.fetched;
             let at = self.mailbox.at(offset);
-            let len_op = self.memory().load_u32(at).expect(CHECKED);
-            let len = len_op & !abi::OP_MASK;
-            let available = if self.head > offset {
-                self.head
-            } else {
-                self.mailbox.size()
-            } - offset;
-            if len == 0 {
-                return Err(RingError::EmptyEntry { offset });
-            }
-            if len > available {
-                return Err(RingError::EntryTooLong {
-                    offset,
-                    len,
-                    available,
-                });
-            }
-            match len_op & abi::OP_MASK {
+            let (op, len) = self.header()?;
+            match op {
                 abi::OP_CMD => {
                     if let Some(command) = self.fetch_command(offset, len)? {
                         return Ok(Some(Entry::Command(command)));
@@ -349,6 +431,31 @@ impl Ring {
         }
     }
 
+    /// The opcode and the length of the next entry to fetch; there is one.
+    #[inline]
+    fn header(&self) -> Result<(u32, u32), RingError> {
+        let offset = self.fetched;
+        let at = self.mailbox.at(offset);
+        let len_op = self.memory().load_u32(at).expect(CHECKED);
+        let len = len_op & !abi::OP_MASK;
+        let available = if self.head > offset {
+            self.head
+        } else {
+            self.mailbox.size()
+        } - offset;
+        if len == 0 {
+            return Err(RingError::EmptyEntry { offset });
+        }
+        if len > available {
+            return Err(RingError::EntryTooLong {
+                offset,
+                len,
+                available,
+            });
+        }
+        Ok((len_op & abi::OP_MASK, len))
+    }
+
     /// Remembers an entry and steps over it.
     fn take(&mut self, offset: u32, len: u32, state: SlotState) {
         self.slots.push_back(Slot { offset, state });
@@ -357,9 +464,7 @@ impl Ring {
 
     /// `None` if the command was malformed and is answered.
     fn fetch_command(&mut self, offset: u32, len: u32) -> Result<Option<Command>, RingError> {
-        if (len as usize) < size_of::<abi::CommandResponse>() {
-            return Err(RingError::ShortEntry { offset, len });
-        }
+        check_room_for_response(offset, len)?;
         let at = self.mailbox.at(offset);
         let request = Request::read(self.memory(), at).expect(CHECKED);
         let id = request.id();
@@ -372,7 +477,21 @@ impl Ring {
         let entry = self.passed + self.slots.len() as u64;
         self.take(offset, len, SlotState::Open);
         let mut ticket = Ticket::new(id, entry, &self.abandoned);
-        match request.parse(at, len as usize, &self.mailbox, &mut self.spare) {
+        let parsed = request.parse(at, len as usize, &self.mailbox, &mut self.spare);
+        if let Some(table) = &mut self.table
+            && let Err(error) = table.fetched(id, parsed.as_ref().ok())
+        {
+            self.table = None;
+            self.table_error = Some(error);
+        }
+        #[cfg(feature = "kill-points")]
+        {
+            kill_points::pass(KillPoint::Fetched);
+            if let Ok(body) = &parsed {
+                kill_points::execute(&body.cdb);
+            }
+        }
+        match parsed {
             Ok(body) => Ok(Some(Command::new(ticket, body))),
             Err(Malformed) => {
                 self.malformed += 1;
@@ -416,6 +535,9 @@ impl Ring {
         } else {
             (ticket.entry - self.passed) as usize
         };
+        if let Some(table) = &self.table {
+            table.completed(ticket.id);
+        }
         let slot = &mut self.slots[index];
         slot.state = SlotState::Passable;
         let at = self.mailbox.at(slot.offset);
@@ -459,6 +581,13 @@ impl Ring {
             self.passed += 1;
         }
     }
+}
+
+fn check_room_for_response(offset: u32, len: u32) -> Result<(), RingError> {
+    if (len as usize) < size_of::<abi::CommandResponse>() {
+        return Err(RingError::ShortEntry { offset, len });
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Ring {

@@ -1,6 +1,7 @@
 //! The runner, as a test starts and ends it.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +18,11 @@ pub(crate) const PROGRAMS_VAR: &str = "TCMU_GUEST_PROGRAMS";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(5);
+
+/// The daemon.
+pub const RUNNER: &str = "tcmu-runner";
+/// The same, which the environment variable `TCMU_KILL_AT` kills at a chosen point.
+pub const RUNNER_WITH_KILL_POINTS: &str = "tcmu-runner-kill-points";
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -45,7 +51,16 @@ impl Daemon {
     /// # Errors
     /// If it ends or stays silent instead.
     pub fn start() -> anyhow::Result<Self> {
-        Self::spawn(&["--no-dbus"])?.await_ready()
+        Self::start_with(RUNNER, &[], &[])
+    }
+
+    /// Starts this program with these arguments and environment variables, otherwise like
+    /// [`start`](Self::start).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(program: &str, args: &[&str], vars: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::spawn(program, &[&["--no-dbus"], args].concat(), vars)?.await_ready()
     }
 
     /// Starts it with D-Bus, where there may be a bus or not, and waits until it says that it is
@@ -54,7 +69,7 @@ impl Daemon {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_on_bus() -> anyhow::Result<Self> {
-        Self::spawn(&[])?.await_ready()
+        Self::spawn(RUNNER, &[], &[])?.await_ready()
     }
 
     fn await_ready(self) -> anyhow::Result<Self> {
@@ -77,20 +92,21 @@ impl Daemon {
     /// # Errors
     /// If it is still running after half a minute.
     pub fn start_expecting_end() -> anyhow::Result<(ExitStatus, String)> {
-        let mut daemon = Self::spawn(&["--no-dbus"])?;
+        let mut daemon = Self::spawn(RUNNER, &["--no-dbus"], &[])?;
         let status = daemon.wait()?;
         Ok((status, daemon.log()))
     }
 
-    fn spawn(arguments: &[&str]) -> anyhow::Result<Self> {
+    fn spawn(name: &str, args: &[&str], vars: &[(&str, &str)]) -> anyhow::Result<Self> {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = PathBuf::from(format!(
             "/run/guest-test-daemon-{}-{number}.log",
             std::process::id()
         ));
         let out = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        let process = Command::new(program("tcmu-runner")?)
-            .args(arguments)
+        let process = Command::new(program(name)?)
+            .args(args)
+            .envs(vars.iter().copied())
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
@@ -132,7 +148,33 @@ impl Daemon {
         self.wait().map(drop)
     }
 
-    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+    /// Waits until somebody else has killed it (SIGKILL).
+    ///
+    /// # Errors
+    /// If nobody does, or it ends otherwise.
+    pub fn wait_for_kill(mut self) -> anyhow::Result<()> {
+        let status = self.wait()?;
+        let killed = status.signal() == Some(Signal::KILL.as_raw());
+        anyhow::ensure!(
+            killed,
+            "the daemon was to be killed, and ended with {status}"
+        );
+        Ok(())
+    }
+
+    /// Whether it has not ended.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        Ok(self.process.try_wait()?.is_none())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = i32::try_from(self.process.id())
             .ok()
             .and_then(Pid::from_raw);

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tcmu_rig::{Guest, Kernel};
 
-use crate::daemon::PROGRAMS_VAR;
+use crate::daemon::{PROGRAMS_VAR, RUNNER_WITH_KILL_POINTS};
 use crate::events::{Event, Outcome};
 use crate::inside;
 use crate::registry::GuestTest;
@@ -22,7 +22,12 @@ const MEMORY_MB: u32 = 2048;
 /// CPUs of the guests that can have more than one.
 const CPUS: u32 = 2;
 /// Environment variables that reach the tests.
-const PASSED_ON: &[&str] = &["RUST_LOG", "RUST_BACKTRACE", "TCMU_STORM_DEVICES"];
+const PASSED_ON: &[&str] = &[
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "TCMU_STORM_DEVICES",
+    "TCMU_KILLS",
+];
 
 pub(crate) fn run() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -158,24 +163,29 @@ fn build_programs() -> anyhow::Result<PathBuf> {
     let Some(cargo) = std::env::var_os("CARGO") else {
         return Ok(dir);
     };
-    let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "--quiet",
-        "--package",
-        "tcmu-runner",
-        "--package",
-        "tcmu-configfs",
-    ]);
-    if dir.file_name() == Some("release".as_ref()) {
-        command.arg("--release");
+    let kill_points = [
+        "--features",
+        "kill-points",
+        "--bin",
+        RUNNER_WITH_KILL_POINTS,
+    ];
+    let runner = ["--package", "tcmu-runner"];
+    for what in [
+        [&runner[..], &["--package", "tcmu-configfs"]].concat(),
+        [&runner[..], &kill_points].concat(),
+    ] {
+        let mut command = Command::new(&cargo);
+        command.args(["build", "--quiet"]).args(what);
+        if dir.file_name() == Some("release".as_ref()) {
+            command.arg("--release");
+        }
+        command
+            .arg("--target-dir")
+            .arg(dir.parent().unwrap_or(Path::new(".")));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        let status = command.status().context("cannot run cargo")?;
+        anyhow::ensure!(status.success(), "the programs to be tested do not build");
     }
-    command
-        .arg("--target-dir")
-        .arg(dir.parent().unwrap_or(Path::new(".")));
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let status = command.status().context("cannot run cargo")?;
-    anyhow::ensure!(status.success(), "the programs to be tested do not build");
     Ok(dir)
 }
 

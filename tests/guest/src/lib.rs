@@ -26,7 +26,8 @@
 //! ```
 //!
 //! The modules are what tests need again and again: [`sh`] for commands with the exit code that is
-//! expected of them, [`daemon`] for the runner, [`bus`] for D-Bus, [`lun`] for LUNs.
+//! expected of them, [`daemon`] for the runner, [`bus`] for D-Bus, [`lun`] for LUNs, [`sg`] for SCSI
+//! commands that nobody retries.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -37,6 +38,7 @@ mod host;
 mod inside;
 pub mod lun;
 mod registry;
+pub mod sg;
 pub mod sh;
 
 #[doc(hidden)]

@@ -6,12 +6,14 @@ mod commands;
 mod copy;
 mod dbus;
 mod disk;
+mod faults;
 mod format;
 mod iscsi;
 mod kernel;
 mod lifecycle;
 mod many;
 mod primary;
+mod recovery;
 mod targetcli;
 
 fn main() -> std::process::ExitCode {

@@ -1,0 +1,16 @@
+//! A unit that is out of service until somebody looks after it.
+
+use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
+
+use super::LogicalUnit;
+
+impl<B> LogicalUnit<B> {
+    /// Refuses all commands that need the medium, for good: NOT READY, MANUAL INTERVENTION REQUIRED.
+    /// Initiators do not repeat that.
+    pub fn take_offline(&self) {
+        self.unit.not_ready.set(Some(Sense::new(
+            SenseKey::NotReady,
+            AdditionalSense::MANUAL_INTERVENTION_REQUIRED,
+        )));
+    }
+}
