@@ -1,7 +1,8 @@
 //! What a command costs on its whole way through the runner: ring, reactor, device server, backstore,
 //! publication and kick, on the mock kernel.
 //!
-//! `null` is the runner alone; `file` adds io_uring and the page cache. The mock kernel's own work is
+//! `null` is the runner alone; `file` adds io_uring and the page cache; `qcow` adds the mapping of a
+//! preallocated image, and where it is empty, the allocation of clusters. The mock kernel's own work is
 //! not measured.
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +14,7 @@ mod support;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use support::{FILE, Lun, NULL, Way};
+use support::{EMPTY_QCOW, FILE, Lun, NULL, QCOW, Way};
 
 const DEPTHS: [usize; 2] = [1, 32];
 
@@ -39,6 +40,22 @@ fn file_read(bencher: Bencher<'_, '_>, depth: usize) {
 #[divan::bench(args = DEPTHS)]
 fn file_write(bencher: Bencher<'_, '_>, depth: usize) {
     measure(bencher, &mut FILE.lun(), Way::Write, depth);
+}
+
+#[divan::bench(args = DEPTHS)]
+fn qcow_read(bencher: Bencher<'_, '_>, depth: usize) {
+    measure(bencher, &mut QCOW.lun(), Way::Read, depth);
+}
+
+#[divan::bench(args = DEPTHS)]
+fn qcow_write(bencher: Bencher<'_, '_>, depth: usize) {
+    measure(bencher, &mut QCOW.lun(), Way::Write, depth);
+}
+
+/// 1024 clusters are allocated in all.
+#[divan::bench(args = DEPTHS, sample_count = 32, sample_size = 1)]
+fn empty_qcow_write(bencher: Bencher<'_, '_>, depth: usize) {
+    measure(bencher, &mut EMPTY_QCOW.lun(), Way::Write, depth);
 }
 
 fn measure(bencher: Bencher<'_, '_>, lun: &mut Lun, way: Way, depth: usize) {

@@ -13,7 +13,7 @@
 
 mod support;
 
-use support::{FILE, NULL, Way};
+use support::{FILE, NULL, QCOW, Way};
 
 const DEPTH: usize = 32;
 
@@ -21,10 +21,15 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [below, way, count] = words[..] else {
-        eprintln!("usage: command_path null|file read|write COUNT");
+        eprintln!("usage: command_path null|file|qcow read|write COUNT");
         std::process::exit(2);
     };
-    let mut lun = if below == "null" { NULL } else { FILE }.lun();
+    let below = match below {
+        "null" => NULL,
+        "qcow" => QCOW,
+        _ => FILE,
+    };
+    let mut lun = below.lun();
     let way = if way == "read" { Way::Read } else { Way::Write };
     let count: usize = count.parse().unwrap();
     for _ in 0..count / DEPTH {

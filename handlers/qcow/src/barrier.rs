@@ -54,13 +54,19 @@ impl Barrier {
         self.done.get() >= mark.0
     }
 
+    /// Has everything fail that relies on the order of writes, as after a failed flush.
+    pub(crate) fn give_up(&self) {
+        self.broken.set(true);
+    }
+
     /// An error if a flush has failed before.
     pub(crate) fn check(&self, storage: &Storage) -> Result<()> {
         if self.broken.get() {
             return Err(Error::new(
                 ErrorKind::Write,
                 format!(
-                    "{}: a flush failed before, and written data may be lost; open the image again",
+                    "{}: writing or flushing metadata failed before, and written data may be lost; \
+                     open the image again",
                     storage.path.display()
                 ),
             ));

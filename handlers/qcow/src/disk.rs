@@ -113,9 +113,15 @@ impl Disk {
                 place.copy_from_slice(bytes);
             }
         }
-        self.write_metadata(io, &sector, 0, true).await?;
-        self.header.replace(sector);
-        Ok(())
+        let result = self.write_metadata(io, &sector, 0, true).await;
+        match &result {
+            Ok(()) => {
+                self.header.replace(sector);
+            }
+            // Which of two tables the header names is not known any more.
+            Err(_) => self.barrier.give_up(),
+        }
+        result
     }
 
     /// Makes a range of `storage` (one of the image's own) read as zeroes.

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fstat, seek};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fcntl_setfl, fstat, seek};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use tcmu_handler::{Error, ErrorKind, File, Result};
 
@@ -34,6 +34,9 @@ impl Storage {
         let file = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
             .map_err(|errno| cannot_open(path, errno))?;
         let storage = Self::new(file, path)?;
+        // io_uring takes it for the wish not to wait for the storage either.
+        fcntl_setfl(&*storage.file, flags & !OFlags::NONBLOCK)
+            .map_err(|errno| cannot_open(path, errno))?;
         lock(&*storage.file, path, claim)?;
         Ok(storage)
     }

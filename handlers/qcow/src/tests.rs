@@ -6,6 +6,7 @@ mod differential;
 mod engine;
 mod faults;
 mod hostile;
+mod late;
 mod locking;
 mod model;
 mod opening;

@@ -7,6 +7,7 @@ use tcmu::mock::{Config, Data, MockKernel};
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_file::FileHandler;
 use tcmu_handler_null::NullHandler;
+use tcmu_handler_qcow::QcowHandler;
 use tcmu_runner::device_server::{Geometry, Identity};
 use tcmu_runner::{Counters, LocalReactor};
 
@@ -28,10 +29,17 @@ pub(crate) enum Below {
     Null,
     /// A file in a temporary folder.
     File,
+    /// A qcow2 image in a temporary folder, with clusters for all its data.
+    Qcow,
+    /// A qcow2 image without any data.
+    EmptyQcow,
 }
 
 pub(crate) const NULL: Below = Below::Null;
 pub(crate) const FILE: Below = Below::File;
+pub(crate) const QCOW: Below = Below::Qcow;
+#[allow(dead_code, reason = "not every user asks")]
+pub(crate) const EMPTY_QCOW: Below = Below::EmptyQcow;
 
 impl Below {
     pub(crate) fn lun(self) -> Lun {
@@ -49,6 +57,8 @@ impl Below {
                 let config = path.display().to_string();
                 Lun::new(FileHandler.open(&request(&config)).unwrap(), Some(folder))
             }
+            Self::Qcow => Lun::on_qcow("full", &request),
+            Self::EmptyQcow => Lun::on_qcow("off", &request),
         }
     }
 }
@@ -85,6 +95,14 @@ impl Lun {
             next: 0,
             _folder: folder,
         }
+    }
+
+    fn on_qcow(preallocation: &str, request: &dyn Fn(&str) -> OpenRequest) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let path = path.display();
+        let config = format!("{path};create=on;preallocation={preallocation}");
+        Self::new(QcowHandler.open(&request(&config)).unwrap(), Some(folder))
     }
 
     /// Has the kernel submit `count` commands at places all over the LUN, with one signal.

@@ -4,8 +4,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use tcmu::mock::Config;
+use tcmu_handler::{Backstore, Handler, OpenRequest};
+use tcmu_handler_qcow::QcowHandler;
 
-use crate::lun::{BLOCK, Lun, image, pattern};
+use crate::lun::{BLOCK, Lun, SIZE, image, pattern};
 
 /// Counts the allocations of threads that ask for it.
 struct Counting;
@@ -45,13 +47,31 @@ fn the_count_counts() {
 #[test]
 fn reads_and_writes_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
+    check(image(folder.path()));
+}
+
+#[test]
+fn reads_and_writes_of_mapped_clusters_allocate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    let request = OpenRequest {
+        config: format!("{};create=on;preallocation=full", path.display())
+            .parse()
+            .unwrap(),
+        size: SIZE,
+        block_size: BLOCK as u32,
+    };
+    check(QcowHandler.open(&request).unwrap());
+}
+
+fn check(backstore: impl Backstore) {
     // Poisoning is the mock's own work, and slow.
     let config = Config {
         blocks: 4096,
         poison: false,
         ..Config::default()
     };
-    let mut lun = Lun::with_config(image(folder.path()), config);
+    let mut lun = Lun::with_config(backstore, config);
     let data = pattern(5, 64 * BLOCK);
     let round = |lun: &mut Lun| {
         let mut tags = Vec::new();

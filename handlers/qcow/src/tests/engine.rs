@@ -103,6 +103,8 @@ enum Slot {
 struct State {
     slots: Vec<Slot>,
     queue: Vec<usize>,
+    /// Operations that are not to be done yet.
+    held: Vec<usize>,
     log: Vec<Record>,
     seen: HashMap<Kind, usize>,
 }
@@ -110,6 +112,8 @@ struct State {
 pub(super) struct Disordered {
     state: RefCell<State>,
     random: RefCell<Random>,
+    /// The next operation of this kind is not done until [`release`](Self::release).
+    pub(super) hold: Cell<Option<Kind>>,
     /// Whether what is done is noted.
     pub(super) logs: Cell<bool>,
     pub(super) fault: Cell<Option<Fault>>,
@@ -122,6 +126,7 @@ impl Disordered {
         Rc::new(Self {
             state: RefCell::default(),
             random: RefCell::new(Random::new(seed)),
+            hold: Cell::new(None),
             logs: Cell::new(false),
             fault: Cell::new(None),
             struck: Cell::new(false),
@@ -139,6 +144,14 @@ impl Disordered {
 
     pub(super) fn take_log(&self) -> Vec<Record> {
         std::mem::take(&mut self.state.borrow_mut().log)
+    }
+
+    /// Lets what is held be done.
+    pub(super) fn release(&self) {
+        let mut state = self.state.borrow_mut();
+        let held = std::mem::take(&mut state.held);
+        assert!(!held.is_empty(), "nothing is held");
+        state.queue.extend(held);
     }
 
     /// Does one of the operations that wait; false if none does.
@@ -271,8 +284,15 @@ impl Engine for Disordered {
             },
         };
         let slot = state.slots.len();
+        let held = self.hold.get() == Some(queued.kind);
+        if held {
+            self.hold.set(None);
+        }
         state.slots.push(Slot::Queued(Box::new(queued), None));
-        state.queue.push(slot);
+        match held {
+            true => state.held.push(slot),
+            false => state.queue.push(slot),
+        }
         Ticket(slot as u32)
     }
 
@@ -343,27 +363,32 @@ impl<'a, T> Together<'a, T> {
             return None;
         }
         loop {
-            let mut polled = false;
-            for place in 0..self.running.len() {
-                let (future, flag) = &mut self.running[place];
-                if !flag.0.swap(false, Ordering::AcqRel) {
-                    continue;
-                }
-                polled = true;
-                let waker = Waker::from(Arc::clone(flag));
-                if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
-                {
-                    drop(self.running.swap_remove(place));
-                    return Some(output);
-                }
+            if let Some(output) = self.poll() {
+                return Some(output);
             }
-            let stepped = self.engine.step();
+            let awake = |(_, flag): &Running<'_, T>| flag.0.load(Ordering::Acquire);
             assert!(
-                polled || stepped,
+                self.engine.step() || self.running.iter().any(awake),
                 "{} requests wait for each other",
                 self.running.len()
             );
         }
+    }
+
+    /// Lets those run that were woken; returns the output of the first to end.
+    pub(super) fn poll(&mut self) -> Option<T> {
+        for place in 0..self.running.len() {
+            let (future, flag) = &mut self.running[place];
+            if !flag.0.swap(false, Ordering::AcqRel) {
+                continue;
+            }
+            let waker = Waker::from(Arc::clone(flag));
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                drop(self.running.swap_remove(place));
+                return Some(output);
+            }
+        }
+        None
     }
 }
 

@@ -8,9 +8,11 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use tcmu_handler::testing::{buffer, contents, scattered};
+use tcmu_handler::{Backstore, Extent, WriteFlags};
 use tempfile::tempdir;
 
-use super::engine::{Disordered, Random, Record};
+use super::engine::{self, Disordered, Kind, Random, Record, Together};
 use super::model::{Allowed, End, SECTOR};
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
@@ -233,6 +235,105 @@ fn cut(name: &str, requests: usize, cuts: usize) {
     }
 }
 
+#[test]
+fn what_is_unmapped_during_a_flush() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("a.qcow2");
+    let image = open(&path, ";create=on;cluster_size=4k", SIZE).unwrap();
+    let engine = Disordered::new(8);
+    let io = engine.io();
+    let data = scattered(&[7; 1 << 20], 4096);
+    let flags = WriteFlags::default();
+    engine::run(&engine, image.write(&io, data.view(), 0, flags)).unwrap();
+    engine::run(&engine, image.flush(&io)).unwrap();
+    let storage = &image.top.disk.storage;
+    let bytes = std::fs::read(&path).unwrap();
+    let file = storage.file.as_raw_fd();
+    let medium = Medium {
+        files: HashMap::from([(file, (PathBuf::from("a.qcow2"), bytes))]),
+    };
+
+    engine.logs.set(true);
+    engine.hold.set(Some(Kind::Sync));
+    let mut flush = Together::new(&engine);
+    flush.add(image.flush(&io));
+    assert!(flush.poll().is_none());
+    // The flush that runs does not cover this, and nothing may be counted down for it yet.
+    let extent = Extent {
+        offset: 0,
+        len: 1 << 20,
+    };
+    engine::run(&engine, image.unmap(&io, extent)).unwrap();
+    engine.release();
+    flush.next().unwrap().unwrap();
+    drop(flush);
+    drop(image);
+    let log = engine.take_log();
+    let mut random = Random::new(3);
+    for number in 0..40 {
+        let left = match number % 2 {
+            0 => Left::SomeWrites,
+            _ => Left::SomeSectors,
+        };
+        medium.after(&log, left, &mut random).store(folder.path());
+        let errors = errors(&path);
+        assert!(errors.is_empty(), "{left:?} {number}: {errors:?}");
+    }
+}
+
+#[test]
+fn while_the_image_is_enlarged() {
+    for name in ["clusters of 512", "on a longer raw", "v2 with data"] {
+        let variant = VARIANTS
+            .iter()
+            .find(|variant| variant.name == name)
+            .unwrap();
+        let folder = tempdir().unwrap();
+        let path = variant.make(folder.path());
+        let before = qemu::contents(&path);
+        let image = open(&path, "", SIZE).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = image.top.disk.storage.file.as_raw_fd();
+        let medium = Medium {
+            files: HashMap::from([(file, (PathBuf::from("a.qcow2"), bytes))]),
+        };
+        let engine = Disordered::new(8);
+        let io = engine.io();
+        engine.logs.set(true);
+        engine::run(&engine, image.resize(&io, 300 << 20)).unwrap();
+        drop(image);
+        let log = engine.take_log();
+        let mut random = Random::new(3);
+        for position in 0..=log.len() {
+            for left in [Left::Nothing, Left::SomeWrites, Left::SomeSectors] {
+                let what = format!("{name}: {position} of {}, {left:?}", log.len());
+                medium
+                    .after(&log[..position], left, &mut random)
+                    .store(folder.path());
+                let errors = errors(&path);
+                assert!(errors.is_empty(), "{what}: {errors:?}");
+                let image = open(&path, ";readonly=on", SIZE).unwrap();
+                let size = image.capabilities().size;
+                assert!(size == SIZE || size == 300 << 20, "{what}: {size}");
+                assert!(position < log.len() || size == 300 << 20, "{what}: {size}");
+                let shown = read_start(&image, SIZE + (4 << 20));
+                let (old, new) = shown.split_at(SIZE as usize);
+                assert!(old == before, "{what}: the old part has changed");
+                assert!(new.iter().all(|byte| *byte == 0), "{what}: the new part");
+            }
+        }
+    }
+}
+
+/// The first bytes of a disk, at most `len`.
+fn read_start(image: &crate::QcowImage, len: u64) -> Vec<u8> {
+    let engine = Disordered::new(1);
+    let io = engine.io();
+    let target = buffer(image.capabilities().size.min(len) as usize);
+    engine::run(&engine, image.read(&io, target.view(), 0)).unwrap();
+    contents(&target)
+}
+
 macro_rules! cuts {
     ($($test:ident: $name:literal;)+) => {
         $(#[test]
@@ -257,6 +358,7 @@ cuts! {
     on_raw_version_2: "on raw, v2";
     on_a_chain: "on a chain";
     snapshots: "with two snapshots, small clusters";
+    free_clusters: "after a snapshot";
     snapshot_of_subclusters: "with a snapshot, subclusters, on raw";
     preallocated: "preallocated tables";
     external_data: "external data, on raw";

@@ -246,6 +246,15 @@ pub(super) const VARIANTS: &[Variant] = &[
         "img snapshot -c one a.qcow2",
         "io a.qcow2 write -P 79 60k 100k"
     ),
+    // Its free clusters hold old bytes.
+    variant!(
+        "after a snapshot",
+        "img create -f qcow2 -o cluster_size=4k a.qcow2 4211200",
+        FILL,
+        "img snapshot -c one a.qcow2",
+        "io a.qcow2 write -P 20 100k 700k",
+        "img snapshot -d one a.qcow2"
+    ),
     variant!(
         "preallocated tables",
         "img create -f qcow2 -o preallocation=metadata a.qcow2 4211200"

@@ -13,6 +13,7 @@ mod kernel;
 mod lifecycle;
 mod many;
 mod primary;
+mod qcow;
 mod recovery;
 mod targetcli;
 

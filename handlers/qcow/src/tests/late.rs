@@ -1,0 +1,62 @@
+//! Transfers that take very long: what they were sent to must not become anything else meanwhile.
+
+use tcmu_handler::testing::{buffer, contents, scattered};
+use tcmu_handler::{Backstore, Extent, WriteFlags};
+use tempfile::tempdir;
+
+use super::engine::{Disordered, Kind, Together, run};
+use super::workload::close;
+use super::{open, qemu};
+
+const CLUSTER: u64 = 4096;
+const SIZE: u64 = 4 << 20;
+
+#[test]
+fn a_late_write_hits_nobody_elses_cluster() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("a.qcow2");
+    let image = open(&path, ";create=on;cluster_size=4k", SIZE).unwrap();
+    let engine = Disordered::new(5);
+    let io = engine.io();
+    let flags = WriteFlags::default();
+    let full = |byte: u8, len: u64| scattered(&vec![byte; len as usize], 4096);
+    let all = full(1, SIZE);
+    run(&engine, image.write(&io, all.view(), 0, flags)).unwrap();
+    run(&engine, image.flush(&io)).unwrap();
+
+    // The write finds the cluster, and then waits in the kernel.
+    let late = full(0xee, CLUSTER);
+    engine.hold.set(Some(Kind::Write));
+    let mut together = Together::new(&engine);
+    together.add(image.write(&io, late.view(), 0, flags));
+    together.poll();
+    assert!(engine.hold.get().is_none(), "no write was begun");
+
+    // Meanwhile it is unmapped, and so many others are written anew that its cluster would be
+    // used again.
+    let zeroed = Extent {
+        offset: 0,
+        len: CLUSTER,
+    };
+    run(&engine, image.unmap(&io, zeroed)).unwrap();
+    run(&engine, image.flush(&io)).unwrap();
+    for byte in 2..6 {
+        let offset = CLUSTER;
+        let len = SIZE - CLUSTER;
+        run(&engine, image.unmap(&io, Extent { offset, len })).unwrap();
+        run(&engine, image.flush(&io)).unwrap();
+        let others = full(byte, len);
+        run(&engine, image.write(&io, others.view(), offset, flags)).unwrap();
+        run(&engine, image.flush(&io)).unwrap();
+    }
+    engine.release();
+    together.next().unwrap().unwrap();
+    drop(together);
+
+    let shown = buffer((SIZE - CLUSTER) as usize);
+    run(&engine, image.read(&io, shown.view(), CLUSTER)).unwrap();
+    assert!(contents(&shown).iter().all(|byte| *byte == 5));
+    close(&engine, &image).unwrap();
+    drop(image);
+    qemu::check(&path, false);
+}
