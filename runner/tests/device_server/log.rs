@@ -30,7 +30,7 @@ fn every_listed_page_is_there() {
 fn there_is_no_exception_and_no_thermometer() {
     let target = Target::new();
     let page = target.parameters(&sense(0x2f, 0, 0, 255));
-    assert_eq!(page, [0x2f, 0, 0, 8, 0, 0, 3, 4, 0, 0, 0xff, 0]);
+    assert_eq!(page, [0x2f, 0, 0, 7, 0, 0, 3, 3, 0, 0, 0xff]);
     let (response, data) = target.data_in(&sense(0x2f, 0, 0, 6), 16);
     assert_eq!(response.read_len, Some(6));
     assert_eq!(data[6..], [0; 10]);

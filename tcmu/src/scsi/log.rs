@@ -95,7 +95,6 @@ pub struct GeneralException {
     pub ascq: u8,
     /// MOST RECENT TEMPERATURE READING in degrees Celsius, or [`NO_TEMPERATURE`].
     pub temperature: u8,
-    vendor_specific: u8,
 }
 
 /// There is no temperature to tell.
@@ -113,7 +112,6 @@ impl GeneralException {
             asc: 0,
             ascq: 0,
             temperature: NO_TEMPERATURE,
-            vendor_specific: 0,
         }
     }
 }
@@ -122,5 +120,5 @@ const _: () = {
     assert!(size_of::<Header>() == 4);
     assert!(size_of::<ParameterHeader>() == 4);
     assert!(size_of::<ResourceCount>() == 12);
-    assert!(size_of::<GeneralException>() == 8);
+    assert!(size_of::<GeneralException>() == 7);
 };

@@ -89,7 +89,7 @@ fn every_page_is_decoded() -> TestResult {
         "{functions}"
     );
     let timeouts = sh::run(&["sg_opcodes", "--rctd", disk.path()])?;
-    ensure!(timeouts.contains("recommended"), "{timeouts}");
+    ensure!(timeouts.contains("Recommended"), "{timeouts}");
     disk.delete()?;
     daemon.stop()
 }
@@ -251,7 +251,7 @@ fn a_reset_waits_for_a_stuck_backstore_and_no_longer() -> TestResult {
         "--table",
         &table,
     ])?;
-    let disk = Disk::create("stuck", "file", "/dev/mapper/stuck", &[])?;
+    let disk = Disk::create("stuck", "file", "/dev/dm-0", &[])?;
     let other = Disk::of_image("other", 16 * MIB)?;
     disk.write(0, 1)?;
 
