@@ -266,6 +266,7 @@ where
                     self.ended(&command);
                     self.ring.complete(command, completion);
                     self.completed += 1;
+                    self.finished += 1;
                     dropped += 1;
                 }
             } else {
