@@ -1,11 +1,14 @@
 //! What the daemon knows of a device.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tcmu::discovery::DeviceName;
 use tcmu::netlink::Ticket;
 
 use crate::recovery::CrashLoop;
+
+/// How long a LUN that the kernel removes may finish what is in flight.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a device stands.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub(super) enum Next {
 pub(super) struct Device {
     pub(super) name: DeviceName,
     pub(super) phase: Phase,
+    /// When the phase began.
     pub(super) since: Instant,
     pub(super) reactor: usize,
     /// The kernel's question that is answered when the phase ends.
@@ -42,6 +46,18 @@ pub(super) struct Device {
     pub(super) ring_resets: u32,
     /// What its in-flight table says of crashes.
     pub(super) crash_loop: Option<CrashLoop>,
+    /// The kernel wanted it to go.
+    pub(super) removed: Option<Instant>,
+    /// Its backstore has not answered a command for long.
+    pub(super) stuck: bool,
     /// Commands that a predecessor left are still in flight.
     pub(super) recovering: bool,
+}
+
+impl Device {
+    /// When the kernel is answered that the device may go, whatever its backstore does.
+    pub(super) fn drained_by(&self) -> Option<Instant> {
+        let leaving = matches!(self.phase, Phase::Leaving { .. });
+        Some(self.removed.filter(|_| leaving)? + DRAIN_LIMIT)
+    }
 }

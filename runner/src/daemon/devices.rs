@@ -51,6 +51,7 @@ impl Daemon {
             Some(device) => {
                 // An earlier question about the same device has nobody waiting any more.
                 device.ticket = Some(ticket);
+                device.removed = Some(Instant::now());
                 self.detach(id, Next::Forget);
             }
         }
@@ -143,6 +144,8 @@ impl Daemon {
             unwanted: false,
             ring_resets,
             crash_loop: None,
+            removed: None,
+            stuck: false,
             recovering: false,
         };
         self.devices.insert(id, device);
@@ -190,6 +193,7 @@ impl Daemon {
             Phase::Serving => {
                 device.phase = Phase::Leaving { then: next };
                 self.board.turned(id, LunState::Leaving, "");
+                device.since = Instant::now();
                 let reporter = self.reporter.clone();
                 let done: Done =
                     Box::new(move |result| reporter.send(Report::Detached { id, result }));
@@ -220,6 +224,17 @@ impl Daemon {
                     self.detach(id, Next::Forget);
                 }
                 Report::Notice(Notice::Broken(id)) => self.detach(id, Next::Reset),
+                Report::Notice(Notice::Stuck { id, stuck }) => {
+                    if let Some(device) = self.devices.get_mut(&id) {
+                        device.stuck = stuck;
+                        let reason = if stuck {
+                            "the image does not answer"
+                        } else {
+                            ""
+                        };
+                        self.board.turned(id, LunState::Serving, reason);
+                    }
+                }
                 Report::Notice(Notice::Failed) => anyhow::bail!("a reactor failed"),
                 Report::Petition(petition) => self.hear_petition(petition),
             }
@@ -260,6 +275,7 @@ impl Daemon {
         match result {
             Ok(()) => {
                 device.phase = Phase::Serving;
+                device.since = Instant::now();
                 tracing::info!(lun = device.name.name, reactor = device.reactor, "serving");
                 self.board.turned(id, LunState::Serving, "");
                 let config = format!("{}/{}", device.name.subtype, device.name.config);
@@ -282,6 +298,10 @@ impl Daemon {
         let Some(device) = self.devices.get(&id) else {
             return;
         };
+        if !matches!(device.phase, Phase::Leaving { .. }) {
+            // It was about one that had the id before and was given up.
+            return;
+        }
         if let Err(error) = &result {
             tracing::error!(lun = device.name.name, %error, "closing the image failed; what was not flushed may be lost");
         }

@@ -40,7 +40,7 @@ use self::watchdog::Watchdog;
 use crate::config::Settings;
 use crate::copy::{ConfigfsAccess, Directory};
 use crate::dbus;
-use crate::reactor::{BlockingPool, LunId, ReactorHandle};
+use crate::reactor::{BlockingPool, LunId, Message, ReactorHandle};
 use crate::registry::Registry;
 use crate::run_dir::RunDir;
 use crate::service_manager;
@@ -190,6 +190,7 @@ impl Daemon {
                 watchdog.round(&self.reactors);
             }
             self.give_up_openings();
+            self.give_up_drains();
             self.hear_reload_requests();
             self.hear_signals()?;
             self.hear_kernel()?;
@@ -236,6 +237,32 @@ impl Daemon {
         }
     }
 
+    /// When the first removal takes too long.
+    fn next_drain(&self) -> Option<Instant> {
+        self.devices.values().filter_map(Device::drained_by).min()
+    }
+
+    /// Lets go of devices that the kernel removes although their backstore does not answer: the kernel
+    /// waits uninterruptibly, and nobody waits for the commands any more.
+    fn give_up_drains(&mut self) {
+        let now = Instant::now();
+        let late = |device: &Device| device.drained_by().is_some_and(|limit| limit <= now);
+        let late: Vec<_> = self.devices.extract_if(|_, device| late(device)).collect();
+        for (id, device) in late {
+            tracing::error!(
+                lun = device.name.name,
+                stuck = device.stuck,
+                "the LUN is removed although its image still works on commands; the image stays open \
+                 until it has finished them"
+            );
+            self.reactors[device.reactor].send(Message::Abandon { id });
+            self.opener.tables.remove(&device.name);
+            if let Some(ticket) = device.ticket {
+                self.reply(ticket, 0);
+            }
+        }
+    }
+
     /// Waits for something to do.
     fn wait(&self) -> anyhow::Result<()> {
         let mut watched = [
@@ -244,12 +271,13 @@ impl Daemon {
             PollFd::new(&self.reload_requests, PollFlags::IN),
             PollFd::new(&*self.reporter.bell, PollFlags::IN),
         ];
-        let deadline = self
-            .next_deadline()
-            .into_iter()
-            .chain(self.watchdog.as_ref().map(Watchdog::due))
-            .chain(self.next_trial())
-            .min();
+        let deadlines = [
+            self.next_deadline(),
+            self.next_drain(),
+            self.next_trial(),
+            self.watchdog.as_ref().map(Watchdog::due),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
         let deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let patience = self.stopping.is_some().then_some(PATIENCE);
         let timeout = deadline.into_iter().chain(patience).min();

@@ -20,6 +20,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use tcmu::mapping::Mapping;
 use tcmu_handler::{Engine, File, Memory, Operation, OwnedBuffer, Segment, Ticket};
 
+use super::age;
 use super::blocking::BlockingPool;
 use super::memory::SharedMemory;
 
@@ -37,6 +38,8 @@ const MAX_TRANSFER: usize = 1 << 30;
 const LARGE_TRANSFER: usize = 128 << 10;
 /// What is written to a uio device; any value will do.
 static KICK: [u8; 4] = 1i32.to_ne_bytes();
+/// After what time an alarm comes.
+static ALARM: types::Timespec = types::Timespec::new().sec(age::INTERVAL.as_secs());
 
 /// What a completion queue entry answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,7 @@ enum Kind {
     Kick = 3,
     Cancel = 4,
     Abort = 5,
+    Alarm = 6,
 }
 
 /// How long a turn sleeps.
@@ -84,6 +88,8 @@ pub(crate) enum Event {
     Unwatched { source: Source },
     /// The watch could not be ended, because something happened to the source at that moment.
     StillWatched { source: Source },
+    /// The time of [`UringEngine::alarm`] is over.
+    Alarm,
 }
 
 fn user_data(kind: Kind, source: Source) -> u64 {
@@ -184,6 +190,18 @@ impl UringEngine {
         let entry = opcode::PollRemove::new(user_data(Kind::Poll, source))
             .build()
             .user_data(user_data(Kind::Cancel, source));
+        self.inner.borrow_mut().push(entry);
+    }
+
+    /// Causes [`Event::Alarm`] after [`age::INTERVAL`].
+    pub(crate) fn alarm(&self) {
+        let source = Source {
+            place: 0,
+            generation: 0,
+        };
+        let entry = opcode::Timeout::new(&ALARM)
+            .build()
+            .user_data(user_data(Kind::Alarm, source));
         self.inner.borrow_mut().push(entry);
     }
 
@@ -388,6 +406,7 @@ impl Inner {
                         source: source(data),
                     });
                 }
+                kind if kind == Kind::Alarm as u8 => events.push(Event::Alarm),
                 _ => {}
             }
         }

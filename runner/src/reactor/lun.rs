@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use tcmu::cdb::Cdb;
 use tcmu::doorbell::Doorbell;
@@ -18,6 +19,7 @@ use tcmu::scsi::Status;
 use tcmu::scsi::sense::SENSE_BUFFER_LEN;
 use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment};
 
+use super::age::{Age, Finding};
 use super::engine::UringEngine;
 use super::memory::SharedMemory;
 use super::message::{LunId, Mailer};
@@ -66,6 +68,14 @@ pub(crate) trait Lun {
 
     /// Stops fetching, and has what runs in the background end soon.
     fn quiesce(&mut self);
+
+    /// Stops fetching, and lets go of the device's memory: what is in flight goes on with other memory
+    /// in its place, and reaches nobody.
+    fn abandon(&mut self);
+
+    /// Looks how old the oldest command is. Returns whether the backstore is stuck, where that is
+    /// news.
+    fn look_at_age(&mut self, now: Instant) -> Option<bool>;
 
     /// Whether the ring cannot be read any further.
     fn is_broken(&self) -> bool;
@@ -145,6 +155,7 @@ pub(crate) fn lun<B: Backstore>(
         device,
         ring,
         recovery,
+        age: Age::default(),
         unit,
         memory,
         meter,
@@ -168,6 +179,7 @@ struct Served<B, F, S> {
     device: Box<dyn Doorbell>,
     ring: Ring,
     recovery: Recovery,
+    age: Age,
     unit: Rc<LogicalUnit<B>>,
     memory: Arc<dyn Memory>,
     meter: Arc<Meter>,
@@ -418,6 +430,28 @@ where
     fn quiesce(&mut self) {
         self.quiescent = true;
         self.unit.stop_background();
+    }
+
+    fn abandon(&mut self) {
+        self.quiescent = true;
+        if let Err(error) = self.ring.memory().let_go() {
+            tracing::error!(lun = %self.name, %error, "the device's memory stays mapped; a backstore that answers late may bring tcmu-runner down");
+        }
+    }
+
+    fn look_at_age(&mut self, now: Instant) -> Option<bool> {
+        let in_flight = self.commands.iter().flatten();
+        let oldest = in_flight.min_by_key(|command| command.number());
+        match self.age.look(oldest.map(Command::number), now)? {
+            Finding::Stuck(age) => {
+                tracing::warn!(lun = %self.name, command = ?oldest.map(Command::cdb), in_flight = self.in_flight(), ?age, "the backstore does not answer");
+                Some(true)
+            }
+            Finding::AnswersAgain(age) => {
+                tracing::info!(lun = %self.name, ?age, "the backstore answers again");
+                Some(false)
+            }
+        }
     }
 
     fn is_broken(&self) -> bool {

@@ -26,6 +26,9 @@ pub(crate) enum Message {
     /// Finish what is in flight, close the backstore, and let go of the device. Commands that have
     /// not been fetched stay in the ring for whoever serves it next.
     Detach { id: LunId, done: Done },
+    /// Let go of a LUN whose device is going away, although its backstore may never finish what is in
+    /// flight. Its id can be attached again.
+    Abandon { id: LunId },
     /// Change a LUN's size.
     Resize { id: LunId, size: u64, done: Done },
     /// Change what a LUN says of its write cache.
@@ -53,6 +56,8 @@ pub(crate) enum Notice {
     Gone(LunId),
     /// The LUN's ring cannot be read any further.
     Broken(LunId),
+    /// The LUN's backstore does not answer, or does again.
+    Stuck { id: LunId, stuck: bool },
     /// The reactor has ended, and its LUNs are not served any more.
     Failed,
 }

@@ -5,6 +5,7 @@
 //! what was completed, one store and one kick per LUN. The kicks go to the kernel with the next
 //! turn's system call.
 
+mod age;
 mod blocking;
 mod engine;
 mod local;

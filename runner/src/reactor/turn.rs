@@ -7,6 +7,7 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use tcmu_handler::{Error, ErrorKind, Io};
 
@@ -85,6 +86,8 @@ pub(super) struct Reactor {
     /// The places where the last turn found commands.
     served: Vec<u32>,
     pace: Pace,
+    /// An alarm is due, to look how old the commands are.
+    alarmed: bool,
     /// Used in every turn, and empty in between.
     events: Vec<Event>,
     tasks: Vec<TaskId>,
@@ -117,6 +120,7 @@ impl Reactor {
             idle: false,
             served: Vec::new(),
             pace: Pace::default(),
+            alarmed: false,
             events: Vec::new(),
             tasks: Vec::new(),
         }
@@ -211,6 +215,28 @@ impl Reactor {
             }
             Event::Unwatched { source } => self.remove(source),
             Event::StillWatched { source } => self.engine.unwatch(source),
+            Event::Alarm => self.look_at_ages(),
+        }
+    }
+
+    /// Looks how old the commands are, and again after a while if there are any.
+    fn look_at_ages(&mut self) {
+        let now = Instant::now();
+        self.alarmed = false;
+        for place in &mut self.places {
+            let Some(attached) = &mut place.lun else {
+                continue;
+            };
+            self.alarmed |= attached.lun.in_flight() > 0;
+            if let Some(stuck) = attached.lun.look_at_age(now)
+                && attached.present
+            {
+                let id = attached.id;
+                (self.on_notice)(Notice::Stuck { id, stuck });
+            }
+        }
+        if self.alarmed {
+            self.engine.alarm();
         }
     }
 
@@ -294,6 +320,8 @@ impl Reactor {
             }
             if attached.lun.in_flight() == 0 {
                 self.close_if_leaving(place);
+            } else if !mem::replace(&mut self.alarmed, true) {
+                self.engine.alarm();
             }
         }
         self.touched.clear();
@@ -326,6 +354,7 @@ impl Reactor {
                 }
                 Err(error) => done(Err(error)),
             },
+            Message::Abandon { id } => self.abandon(id),
             Message::Resize { id, size, done } => match self.find(id) {
                 Ok(place) => {
                     if let Some(attached) = &self.places[place as usize].lun {
@@ -462,12 +491,34 @@ impl Reactor {
         else {
             return;
         };
-        self.by_id.remove(&id);
+        // An abandoned LUN's may be another's by now.
+        if self.by_id.get(&id) == Some(&source.place) {
+            self.by_id.remove(&id);
+        }
         tracing::debug!(lun = lun.name(), commands = lun.completed(), "detached");
         drop(lun);
         if let Some(Leaving::Unwatching(done, result)) = leaving {
             done(result);
         }
+    }
+
+    /// Lets go of a LUN's device, and keeps the rest until its backstore has finished.
+    fn abandon(&mut self, id: LunId) {
+        let Ok(place) = self.find(id) else { return };
+        let Some(attached) = &mut self.places[place as usize].lun else {
+            return;
+        };
+        attached.lun.abandon();
+        attached.present = false;
+        self.by_id.remove(&id);
+        // Nobody waits for its end.
+        let forget: fn() -> Done = || Box::new(|_| {});
+        attached.leaving = Some(match attached.leaving.take() {
+            None | Some(Leaving::Draining(_)) => Leaving::Draining(forget()),
+            Some(Leaving::Closing(_)) => Leaving::Closing(forget()),
+            Some(Leaving::Unwatching(_, result)) => Leaving::Unwatching(forget(), result),
+        });
+        self.touch(place);
     }
 
     fn find(&self, id: LunId) -> Result<u32, Error> {
