@@ -50,6 +50,8 @@ pub(super) struct Device {
     pub(super) removed: Option<Instant>,
     /// Its backstore has not answered a command for long.
     pub(super) stuck: bool,
+    /// It is served without its image.
+    pub(super) offline: bool,
     /// Commands that a predecessor left are still in flight.
     pub(super) recovering: bool,
 }

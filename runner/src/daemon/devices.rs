@@ -147,6 +147,7 @@ impl Daemon {
             removed: None,
             stuck: false,
             recovering: false,
+            offline: false,
         };
         self.devices.insert(id, device);
         let (opener, reporter) = (self.opener.clone(), self.reporter.clone());
@@ -252,10 +253,12 @@ impl Daemon {
             Ok(Opened::Lun {
                 make,
                 crash_loop,
+                offline,
                 interrupted,
             }) => {
                 device.crash_loop = crash_loop;
                 device.recovering = interrupted > 0;
+                device.offline = offline;
                 let reporter = self.reporter.clone();
                 let done: Done =
                     Box::new(move |result| reporter.send(Report::Attached { id, result }));
@@ -277,7 +280,13 @@ impl Daemon {
                 device.phase = Phase::Serving;
                 device.since = Instant::now();
                 tracing::info!(lun = device.name.name, reactor = device.reactor, "serving");
-                self.board.turned(id, LunState::Serving, "");
+                if device.offline {
+                    let why = "offline: it brought tcmu-runner down again and again";
+                    self.board.turned(id, LunState::Failed, why);
+                    self.board.tell(EventKind::Failed, &device.name.name, why);
+                } else {
+                    self.board.turned(id, LunState::Serving, "");
+                }
                 let config = format!("{}/{}", device.name.subtype, device.name.config);
                 self.board
                     .tell(EventKind::Serving, &device.name.name, config);

@@ -32,6 +32,8 @@ pub(super) enum Opened {
     Lun {
         make: MakeLun,
         crash_loop: Option<CrashLoop>,
+        /// It is served without its image.
+        offline: bool,
         /// How many commands run again.
         interrupted: usize,
     },
@@ -102,6 +104,7 @@ impl Opener {
         Ok(Opened::Lun {
             make,
             crash_loop,
+            offline: verdict == Verdict::Guilty,
             interrupted: in_flight,
         })
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Daemon;
+use super::board::LunState;
 use super::device::{Device, Phase};
 use super::open::Inheritance;
 use crate::reactor::LunId;
@@ -38,6 +39,8 @@ impl Daemon {
              the others are in order, and is then tried alone"
         );
         device.phase = Phase::Suspect(crash_loop);
+        self.board
+            .turned(id, LunState::Opening, "waits for its trial");
         self.trials.since.get_or_insert_with(Instant::now);
     }
 

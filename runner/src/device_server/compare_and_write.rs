@@ -5,6 +5,7 @@ use tcmu_handler::{Backstore, Buffer, Comparison, Extent, Io, WriteFlags};
 
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
+use super::progress::{EQUAL, Progress, SWAPPING};
 use super::reply::{Answer, Failure, Response};
 use super::unit::Unit;
 use super::verify::{Expected, miscompare};
@@ -27,7 +28,16 @@ impl Unit {
 
 impl<B: Backstore> LogicalUnit<B> {
     /// The data-out buffer has the blocks to compare with, and behind them those to write.
-    pub(super) async fn compare_and_write(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
+    ///
+    /// Where another process was killed while it executed the command, the blocks may already be those
+    /// to write, and must not be compared again.
+    pub(super) async fn compare_and_write(
+        &self,
+        io: &Io,
+        cdb: &[u8],
+        data: Buffer<'_>,
+        progress: &dyn Progress,
+    ) -> Answer {
         let command = BlockCommand::new(cdb)?;
         let extent = self.unit.extent(command.lba, command.blocks)?;
         // Data for no blocks: the number of blocks does not fit into the field.
@@ -46,8 +56,31 @@ impl<B: Backstore> LogicalUnit<B> {
         let expected = data.slice(0..half).map_err(|_| length_mismatch())?;
         let new = data.slice(half..2 * half).map_err(|_| length_mismatch())?;
         let _range = self.unit.ranges.exclusive(extent).await;
+        if progress.phase() == EQUAL {
+            self.store(io, new, extent.offset, command.fua()).await?;
+            return Ok(Response::GOOD);
+        }
         self.flush_before_reading(io, command.fua()).await?;
-        let difference = self.swap(io, expected, new, extent, command.fua()).await?;
+        let longest = u64::from(self.unit.capabilities().compare_and_write);
+        let difference = if longest < extent.len {
+            let difference = self.compare(io, extent, Expected::Bytes(expected)).await?;
+            if difference.is_none() {
+                progress.note(EQUAL);
+                self.store(io, new, extent.offset, command.fua()).await?;
+            }
+            difference
+        } else {
+            progress.note(SWAPPING);
+            let difference = self.swap(io, expected, new, extent, command.fua()).await?;
+            match difference {
+                // Who finds its own data has written them before, as far as anybody can tell.
+                Some(_) if progress.phase() == SWAPPING => {
+                    let written = self.compare(io, extent, Expected::Bytes(new)).await?;
+                    difference.filter(|_| written.is_some())
+                }
+                difference => difference,
+            }
+        };
         match difference {
             // INFORMATION is the offset in the data-out buffer.
             Some(at) => Err(miscompare(at).into()),
@@ -55,8 +88,8 @@ impl<B: Backstore> LogicalUnit<B> {
         }
     }
 
-    /// Writes `new` if the range, which the caller holds, is as expected; otherwise says where the
-    /// first difference is.
+    /// Has the backstore write `new` if the range is as expected; otherwise says where the first
+    /// difference is.
     async fn swap(
         &self,
         io: &Io,
@@ -65,14 +98,6 @@ impl<B: Backstore> LogicalUnit<B> {
         extent: Extent,
         fua: bool,
     ) -> Result<Option<u64>, Failure> {
-        let longest = u64::from(self.unit.capabilities().compare_and_write);
-        if longest < extent.len {
-            let difference = self.compare(io, extent, Expected::Bytes(expected)).await?;
-            if difference.is_none() {
-                self.store(io, new, extent.offset, fua).await?;
-            }
-            return Ok(difference);
-        }
         let native = self.native_fua(fua);
         let flags = WriteFlags { fua: native };
         let swapped = self

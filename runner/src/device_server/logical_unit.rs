@@ -15,6 +15,7 @@ use super::journal::Journal;
 use super::mode_pages::ModeValues;
 use super::neighbours::Neighbours;
 use super::opcode::Command;
+use super::progress::{self, OnlyOnce, Progress};
 use super::reply::{Answer, Failure, Response};
 use super::scratch::Scratch;
 use super::sense_of_error;
@@ -102,11 +103,26 @@ impl<B: Backstore> LogicalUnit<B> {
 
     /// Executes one command.
     pub async fn execute(&self, io: &Io, request: Request<'_>) -> Response {
-        match self.run(io, request).await {
+        self.execute_noting(io, request, &OnlyOnce).await
+    }
+
+    /// Executes one command that notes how far it has come, and that may have come so far already when
+    /// another process executed it.
+    pub async fn execute_noting(
+        &self,
+        io: &Io,
+        request: Request<'_>,
+        progress: &dyn Progress,
+    ) -> Response {
+        if let Some(response) = progress::end(progress) {
+            return response;
+        }
+        match self.run(io, request, progress).await {
             Ok(response) => response,
             Err(failure) => {
                 if failure.status != Status::CheckCondition {
                     // Without sense data the kernel transfers the buffer as it is.
+                    progress::note_end(progress, failure.status);
                     request.data.fill(0);
                 }
                 failure.into()
@@ -114,7 +130,12 @@ impl<B: Backstore> LogicalUnit<B> {
         }
     }
 
-    async fn run(&self, io: &Io, Request { cdb, data }: Request<'_>) -> Answer {
+    async fn run(
+        &self,
+        io: &Io,
+        Request { cdb, data }: Request<'_>,
+        progress: &dyn Progress,
+    ) -> Answer {
         if self.unit.features().own_type
             && let Some(answer) = Box::pin(self.ask_backstore(io, cdb, data)).await
         {
@@ -136,12 +157,15 @@ impl<B: Backstore> LogicalUnit<B> {
                 return answer;
             }
             // Their futures are large and their commands rare: they take their memory when they come.
-            _ => Box::pin(self.run_other(io, command, cdb, data)).await,
+            _ => Box::pin(self.run_other(io, command, cdb, data, progress)).await,
         };
         if command.writes() && self.unit.is_usage_due() {
             Box::pin(self.watch_usage(io)).await;
         }
-        if command.returns_nothing() {
+        if let Ok(response) = &answer
+            && command.returns_nothing()
+        {
+            progress::note_end(progress, response.status);
             // An initiator may have asked for data all the same: the kernel then hands it the
             // buffer as it is, with what earlier commands left there. A write's buffer is not worth
             // the time: what is in it is on the medium now.
@@ -151,12 +175,19 @@ impl<B: Backstore> LogicalUnit<B> {
     }
 
     /// Executes a command that is neither a read nor a write.
-    async fn run_other(&self, io: &Io, command: Command, cdb: &[u8], data: Buffer<'_>) -> Answer {
+    async fn run_other(
+        &self,
+        io: &Io,
+        command: Command,
+        cdb: &[u8],
+        data: Buffer<'_>,
+        progress: &dyn Progress,
+    ) -> Answer {
         match command {
             Command::WriteAndVerify => self.write_and_verify(io, cdb, data).await,
             Command::WriteAtomic => self.write_atomic(io, cdb, data).await,
             Command::Verify => self.verify(io, cdb, data).await,
-            Command::CompareAndWrite => self.compare_and_write(io, cdb, data).await,
+            Command::CompareAndWrite => self.compare_and_write(io, cdb, data, progress).await,
             Command::OrWrite => self.or_write(io, cdb, data).await,
             Command::PreFetch => self.prefetch(io, cdb).await,
             Command::GetLbaStatus => self.get_lba_status(io, cdb, data).await,

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use tcmu::cdb::Cdb;
 use tcmu::doorbell::Doorbell;
+use tcmu::ring::recovery::Phases;
 use tcmu::ring::{Command, Completion, Entry, Ring, TaskManagement, TmrKind};
 use tcmu::scsi::Status;
 use tcmu::scsi::sense::SENSE_BUFFER_LEN;
@@ -24,7 +25,7 @@ use super::engine::UringEngine;
 use super::memory::SharedMemory;
 use super::message::{LunId, Mailer};
 use super::ready::{ReadyQueue, TaskId};
-use super::recovery::Recovery;
+use super::recovery::{Noted, Recovery};
 use super::tasks::Tasks;
 use crate::copy::{Directory, RemoteCopy};
 use crate::device_server::{CopyFailure, LogicalUnit, Request, Response};
@@ -132,7 +133,7 @@ pub(crate) fn lun<B: Backstore>(
     let names = names.map(Rc::new);
     let memory: Arc<dyn Memory> = Arc::new(SharedMemory::new(Arc::clone(ring.memory())));
     let (server, io) = (Rc::clone(&unit), context.io.clone());
-    let serve = move |cdb: Cdb, buffer: OwnedBuffer| {
+    let serve = move |cdb: Cdb, buffer: OwnedBuffer, progress: Noted| {
         let (server, io) = (Rc::clone(&server), io.clone());
         let names = names
             .as_ref()
@@ -146,13 +147,14 @@ pub(crate) fn lun<B: Backstore>(
                 cdb: &cdb,
                 data: buffer.view(),
             };
-            let response = server.execute(&io, request).await;
+            let response = server.execute_noting(&io, request, &progress).await;
             (response, buffer)
         }
     };
     Box::new(Served {
         name,
         device,
+        phases: ring.phases().map(Rc::new),
         ring,
         recovery,
         age: Age::default(),
@@ -179,6 +181,7 @@ struct Served<B, F, S> {
     device: Box<dyn Doorbell>,
     ring: Ring,
     recovery: Recovery,
+    phases: Option<Rc<Phases>>,
     age: Age,
     unit: Rc<LogicalUnit<B>>,
     memory: Arc<dyn Memory>,
@@ -209,9 +212,10 @@ impl<B, F, S> Served<B, F, S>
 where
     B: Backstore,
     F: Future<Output = (Response, OwnedBuffer)>,
-    S: Fn(Cdb, OwnedBuffer) -> F,
+    S: Fn(Cdb, OwnedBuffer, Noted) -> F,
 {
-    fn start(&mut self, command: Command) {
+    /// Starts a command that has come as far as `phase` says.
+    fn start(&mut self, command: Command, phase: u64) {
         let mut segments = self.spare.pop().unwrap_or_default();
         segments.clear();
         segments.extend(command.data().iter().map(|from| Segment {
@@ -225,7 +229,12 @@ where
                 return; // Dropping the command answers it with HARDWARE ERROR.
             }
         };
-        let task = (self.serve)(command.cdb().clone(), buffer);
+        let progress = Noted {
+            phases: self.phases.clone(),
+            id: command.id(),
+            phase,
+        };
+        let task = (self.serve)(command.cdb().clone(), buffer, progress);
         let Context { ready, place, .. } = &self.context;
         let slot = self.tasks.insert(task, |slot| {
             ready.waker(TaskId::Command { lun: *place, slot })
@@ -343,7 +352,7 @@ impl<B, F, S> Lun for Served<B, F, S>
 where
     B: Backstore,
     F: Future<Output = (Response, OwnedBuffer)>,
-    S: Fn(Cdb, OwnedBuffer) -> F,
+    S: Fn(Cdb, OwnedBuffer, Noted) -> F,
 {
     fn name(&self) -> &str {
         &self.name
@@ -360,11 +369,11 @@ where
                 return fetched;
             }
             if let Some(interrupted) = self.recovery.next() {
-                self.start(interrupted.command);
+                self.start(interrupted.command, interrupted.phase);
                 continue;
             }
             match self.ring.next() {
-                Ok(Some(Entry::Command(command))) => self.start(command),
+                Ok(Some(Entry::Command(command))) => self.start(command, 0),
                 Ok(Some(Entry::TaskManagement(request))) => self.manage(&request),
                 Ok(None) => return fetched,
                 Err(error) => {

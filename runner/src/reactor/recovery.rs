@@ -1,8 +1,11 @@
 //! The commands of a LUN that a predecessor had fetched.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
-use tcmu::ring::recovery::Interrupted;
+use tcmu::ring::recovery::{Interrupted, Phases};
+
+use crate::device_server::Progress;
 
 /// Is called when none of these commands is in flight any more; not at all if there were none.
 pub(crate) type Recovered = Box<dyn FnOnce() + Send>;
@@ -64,5 +67,26 @@ impl Recovery {
     /// The commands that have not been started.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Interrupted> {
         self.waiting.iter()
+    }
+}
+
+/// Notes in the in-flight table how far a command has come.
+pub(super) struct Noted {
+    /// Missing where the ring has no table.
+    pub(super) phases: Option<Rc<Phases>>,
+    pub(super) id: u16,
+    /// What a predecessor had noted.
+    pub(super) phase: u64,
+}
+
+impl Progress for Noted {
+    fn phase(&self) -> u64 {
+        self.phase
+    }
+
+    fn note(&self, phase: u64) {
+        if let Some(phases) = &self.phases {
+            phases.set(self.id, phase);
+        }
     }
 }

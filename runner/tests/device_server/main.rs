@@ -1,6 +1,7 @@
 //! The device server, called with plain buffers over a disk in memory.
 #![allow(clippy::unwrap_used, reason = "this is a test")]
 
+mod again;
 mod block_io;
 mod cache;
 mod capacity;

@@ -27,4 +27,19 @@ impl Status {
     pub const fn code(self) -> u8 {
         self as u8
     }
+
+    /// The status with this code, if it is one of these.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0x00 => Self::Good,
+            0x02 => Self::CheckCondition,
+            0x04 => Self::ConditionMet,
+            0x08 => Self::Busy,
+            0x18 => Self::ReservationConflict,
+            0x28 => Self::TaskSetFull,
+            0x30 => Self::AcaActive,
+            0x40 => Self::TaskAborted,
+            _ => return None,
+        })
+    }
 }
