@@ -187,7 +187,7 @@ mod tests {
             (
                 "reactors = 2\nreactor = 3\n",
                 "2: reactor: unknown field `reactor`, expected one of `log_level`, `reactors`, \
-                 `blocking_threads`, `handlers`",
+                 `blocking_threads`, `opening_limit`, `handlers`",
             ),
             (
                 "log_level = \"loud\"",

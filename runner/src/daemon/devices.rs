@@ -286,10 +286,10 @@ impl Daemon {
                     self.board.tell(EventKind::Failed, &device.name.name, why);
                 } else {
                     self.board.turned(id, LunState::Serving, "");
+                    let config = format!("{}/{}", device.name.subtype, device.name.config);
+                    self.board
+                        .tell(EventKind::Serving, &device.name.name, config);
                 }
-                let config = format!("{}/{}", device.name.subtype, device.name.config);
-                self.board
-                    .tell(EventKind::Serving, &device.name.name, config);
                 if device.unwanted {
                     self.detach(id, Next::Forget);
                 } else if let Some(ticket) = device.ticket.take() {
