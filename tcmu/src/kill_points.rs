@@ -1,8 +1,7 @@
 //! Points at which a test has the process killed (feature `kill-points`).
 //!
 //! The environment variable `TCMU_KILL_AT` holds a point's name and how often it is passed before:
-//! `fetched:40`, `publishing:7`, `published:0`. With `poison:0`, each command with the vendor specific
-//! opcode E0h kills the process that is about to execute it.
+//! `fetched:40`, `publishing:7`, `published:0`.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -18,11 +17,7 @@ pub(crate) enum KillPoint {
     Publishing,
     /// A publication has taken place, and the kernel is not kicked.
     Published,
-    /// A command with the opcode [`POISON`] is to be executed.
-    Poison,
 }
-
-const POISON: u8 = 0xe0;
 
 static CHOSEN: LazyLock<Option<(KillPoint, AtomicI64)>> = LazyLock::new(|| {
     let text = std::env::var("TCMU_KILL_AT").ok()?;
@@ -31,7 +26,6 @@ static CHOSEN: LazyLock<Option<(KillPoint, AtomicI64)>> = LazyLock::new(|| {
         "fetched" => KillPoint::Fetched,
         "publishing" => KillPoint::Publishing,
         "published" => KillPoint::Published,
-        "poison" => KillPoint::Poison,
         _ => return None,
     };
     Some((point, AtomicI64::new(passes.parse().ok()?)))
@@ -45,12 +39,5 @@ pub(crate) fn pass(point: KillPoint) {
     {
         // The process has no time to see an error.
         let _ = kill_process(getpid(), Signal::KILL);
-    }
-}
-
-/// Passes the beginning of a command's execution.
-pub(crate) fn execute(cdb: &[u8]) {
-    if cdb.first() == Some(&POISON) {
-        pass(KillPoint::Poison);
     }
 }

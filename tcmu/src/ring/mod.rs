@@ -183,8 +183,6 @@ impl Ring {
             let mut ticket = Ticket::new(command.id, entry as u64, &ring.abandoned);
             match command.body {
                 Some(body) => {
-                    #[cfg(feature = "kill-points")]
-                    kill_points::execute(&body.cdb);
                     interrupted.push(Interrupted {
                         command: Command::new(ticket, body),
                         phase: command.phase,
@@ -485,12 +483,7 @@ impl Ring {
             self.table_error = Some(error);
         }
         #[cfg(feature = "kill-points")]
-        {
-            kill_points::pass(KillPoint::Fetched);
-            if let Ok(body) = &parsed {
-                kill_points::execute(&body.cdb);
-            }
-        }
+        kill_points::pass(KillPoint::Fetched);
         match parsed {
             Ok(body) => Ok(Some(Command::new(ticket, body))),
             Err(Malformed) => {
