@@ -15,6 +15,7 @@ use crate::{cargo, kernel, packages, print};
 const PACKAGES: &[&str] = &[
     "dbus",
     "dbus-bin",
+    "dmsetup",
     "e2fsprogs",
     "fio",
     "iproute2",
