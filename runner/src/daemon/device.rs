@@ -15,8 +15,10 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 pub(super) enum Phase {
     /// It is suspected of having brought daemons down, and waits for its trial.
     Suspect(CrashLoop),
-    /// Its image is being opened, or it is on its way to a reactor.
+    /// Its image is being opened.
     Opening,
+    /// It is on its way to its reactor.
+    Attaching,
     Serving,
     /// It is on its way from its reactor.
     Leaving {
@@ -28,6 +30,8 @@ pub(super) enum Phase {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Forget,
+    /// Serve the device that may have taken its place.
+    LookAgain,
     /// Reset the ring and serve the device again.
     Reset,
 }
@@ -41,6 +45,8 @@ pub(super) struct Device {
     pub(super) reactor: usize,
     /// The kernel's question that is answered when the phase ends.
     pub(super) ticket: Option<Ticket>,
+    /// Which of the daemon's openings is its own.
+    pub(super) opening: u64,
     /// The device is to go as soon as its opening has ended.
     pub(super) unwanted: bool,
     pub(super) ring_resets: u32,

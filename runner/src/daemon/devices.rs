@@ -25,7 +25,7 @@ impl Daemon {
         }
         match self.devices.get_mut(&id) {
             Some(Device {
-                phase: Phase::Opening | Phase::Suspect(_),
+                phase: Phase::Opening | Phase::Attaching | Phase::Suspect(_),
                 ticket: waiting,
                 ..
             }) => *waiting = Some(ticket),
@@ -51,8 +51,15 @@ impl Daemon {
             Some(device) => {
                 // An earlier question about the same device has nobody waiting any more.
                 device.ticket = Some(ticket);
-                device.removed = Some(Instant::now());
-                self.detach(id, Next::Forget);
+                if matches!(device.phase, Phase::Opening) {
+                    // The opening may wait for the backstore's folder, which is locked until this
+                    // is answered. What it brings then is dropped.
+                    self.opener.tables.remove(name);
+                    self.forget(id, 0);
+                } else {
+                    device.removed = Some(Instant::now());
+                    self.detach(id, Next::Forget);
+                }
             }
         }
     }
@@ -135,8 +142,11 @@ impl Daemon {
         let meter = Arc::<Meter>::default();
         self.board
             .opening(id, &name, reactor, ring_resets, Arc::clone(&meter));
+        self.openings += 1;
+        let opening = self.openings;
         let device = Device {
             name,
+            opening,
             phase: Phase::Opening,
             since: Instant::now(),
             reactor,
@@ -163,7 +173,11 @@ impl Daemon {
                     "the handler panicked",
                 ))
             });
-            reporter.send(Report::Opened { id, result });
+            reporter.send(Report::Opened {
+                id,
+                opening,
+                result,
+            });
         }));
     }
 
@@ -185,7 +199,7 @@ impl Daemon {
         };
         match &mut device.phase {
             Phase::Suspect(_) => self.forget(id, TRY_AGAIN),
-            Phase::Opening => device.unwanted = true,
+            Phase::Opening | Phase::Attaching => device.unwanted = true,
             Phase::Leaving { then } => {
                 if next == Next::Forget {
                     *then = Next::Forget;
@@ -208,7 +222,11 @@ impl Daemon {
         let _ = rustix::io::read(&*self.reporter.bell, &mut [0u8; 8]);
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Opened { id, result } => self.opened(id, result),
+                Report::Opened {
+                    id,
+                    opening,
+                    result,
+                } => self.opened(id, opening, result),
                 Report::Attached { id, result } => self.attached(id, result),
                 Report::Recovered { id } => self.recovered(id),
                 Report::Detached { id, result } => self.detached(id, result),
@@ -222,7 +240,7 @@ impl Daemon {
                     if let Some(device) = self.devices.get(&id) {
                         tracing::warn!(lun = device.name.name, "the device vanished");
                     }
-                    self.detach(id, Next::Forget);
+                    self.detach(id, Next::LookAgain);
                 }
                 Report::Notice(Notice::Broken(id)) => self.detach(id, Next::Reset),
                 Report::Notice(Notice::Stuck { id, stuck }) => {
@@ -243,10 +261,13 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn opened(&mut self, id: LunId, result: Result<Opened, Error>) {
+    pub(super) fn opened(&mut self, id: LunId, opening: u64, result: Result<Opened, Error>) {
         let Some(device) = self.devices.get_mut(&id) else {
             return;
         };
+        if device.opening != opening {
+            return; // The number has gone to another device.
+        }
         match result {
             Ok(_) if device.unwanted => self.forget(id, TRY_AGAIN),
             Ok(Opened::Suspect(crash_loop)) => self.suspect(id, crash_loop),
@@ -256,6 +277,7 @@ impl Daemon {
                 offline,
                 interrupted,
             }) => {
+                device.phase = Phase::Attaching;
                 device.crash_loop = crash_loop;
                 device.recovering = interrupted > 0;
                 device.offline = offline;
@@ -315,6 +337,12 @@ impl Daemon {
             tracing::error!(lun = device.name.name, %error, "closing the image failed; what was not flushed may be lost");
         }
         let reset = matches!(device.phase, Phase::Leaving { then: Next::Reset });
+        let look_again = matches!(
+            device.phase,
+            Phase::Leaving {
+                then: Next::LookAgain
+            }
+        );
         if !reset {
             if self.stopping.is_none() {
                 self.opener.tables.remove(&device.name);
@@ -324,7 +352,11 @@ impl Daemon {
             let message = result.map_or_else(|error| error.to_string(), |()| String::new());
             self.board
                 .tell(EventKind::Closed, &device.name.name, message);
-            return self.forget(id, 0);
+            self.forget(id, 0);
+            if look_again && let Ok(device) = self.opener.sysfs.device(id) {
+                self.serve_unannounced(device);
+            }
+            return;
         }
         let Some(device) = self.devices.remove(&id) else {
             return;
@@ -382,7 +414,8 @@ impl Daemon {
         let stays = self
             .devices
             .get(&id)
-            .is_some_and(|device| device.ticket.is_none() && !device.unwanted);
+            .is_some_and(|device| device.ticket.is_none() && !device.unwanted)
+            && self.opener.sysfs.device(id).is_ok();
         if let Some(device) = self.devices.get(&id) {
             self.board
                 .tell(EventKind::Failed, &device.name.name, error.to_string());
@@ -417,14 +450,16 @@ impl Daemon {
     /// Serves the devices that are there and are not served yet.
     pub(super) fn resync(&mut self) -> std::io::Result<()> {
         for device in self.opener.sysfs.scan()? {
-            let known = self.devices.contains_key(&device.minor);
-            if !known
-                && self.opener.registry.serves(&device.name.subtype)
-                && self.stopping.is_none()
-            {
-                self.open(device.minor, device.name, None, 0, Inheritance::Judge);
-            }
+            self.serve_unannounced(device);
         }
         Ok(())
+    }
+
+    /// Serves a device that was found, if it is ours and not served yet.
+    fn serve_unannounced(&mut self, device: tcmu::discovery::Device) {
+        let known = self.devices.contains_key(&device.minor);
+        if !known && self.opener.registry.serves(&device.name.subtype) && self.stopping.is_none() {
+            self.open(device.minor, device.name, None, 0, Inheritance::Judge);
+        }
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Daemon {
     reactors: Vec<ReactorHandle>,
     openers: BlockingPool,
     devices: HashMap<LunId, Device>,
+    /// How many openings were begun.
+    openings: u64,
     reporter: Reporter,
     reports: Receiver<Report>,
     signals: UnixStream,
@@ -148,6 +150,7 @@ impl Daemon {
             reactors,
             openers: BlockingPool::new(OPENERS),
             devices: HashMap::new(),
+            openings: 0,
             reporter,
             reports: inbox,
             signals,

@@ -17,6 +17,8 @@ pub(super) enum Report {
     /// An image was opened, or not.
     Opened {
         id: LunId,
+        /// Which of the daemon's openings has ended.
+        opening: u64,
         result: Result<Opened, Error>,
     },
     /// A LUN was attached to its reactor, or not.

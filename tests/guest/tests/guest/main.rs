@@ -15,6 +15,7 @@ mod many;
 mod primary;
 mod qcow;
 mod recovery;
+mod storm;
 mod targetcli;
 
 fn main() -> std::process::ExitCode {
