@@ -4,11 +4,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use tcmu::mock::{Config, Data, MockKernel};
+use tcmu::ring::recovery::Table;
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_file::FileHandler;
 use tcmu_handler_null::NullHandler;
 use tcmu_handler_qcow::QcowHandler;
-use tcmu_runner::device_server::{Geometry, Identity};
+use tcmu_runner::device_server::{Geometry, Identity, LogicalUnit};
 use tcmu_runner::{Counters, LocalReactor};
 
 const SIZE: u64 = 64 << 20;
@@ -84,10 +85,13 @@ impl Lun {
             block_size: NonZeroU32::new(BLOCK).unwrap(),
             max_transfer_blocks: 0,
         };
+        // With an in-flight table, as the daemon has one.
+        let table = tempfile::tempfile().unwrap();
+        let table = Table::create(table, &[0; 32], &memory).unwrap();
+        let unit = LogicalUnit::new(backstore, Identity::default(), geometry, true);
         let device = Box::new(device);
-        let identity = Identity::default();
         reactor
-            .attach(device, memory, backstore, identity, geometry, true)
+            .attach_with_table("bench".to_owned(), device, memory, table, unit)
             .unwrap();
         Self {
             kernel,

@@ -286,15 +286,9 @@ guest_test!(
     limit = Duration::from_secs(300)
 );
 fn a_lun_that_brings_the_daemon_down_is_taken_offline() -> TestResult {
-    let start = || {
-        Daemon::start_with(
-            RUNNER_WITH_KILL_POINTS,
-            &[],
-            &[("TCMU_KILL_AT", "poison:0")],
-        )
-    };
+    let start = || Daemon::start_with(RUNNER_WITH_KILL_POINTS, &[], &[]);
     let mut daemon = start()?;
-    let bad = Disk::of_image("bad", 16 * MIB)?;
+    let bad = Disk::create("bad", "poisonous", "x", &["--size", "16M"])?;
     let good = Disk::of_image("good", 16 * MIB)?;
     good.write(0, 1)?;
     bad.write(MIB, 2)?;
@@ -334,12 +328,11 @@ fn a_lun_that_brings_the_daemon_down_is_taken_offline() -> TestResult {
         !log.contains("lun=\"good\" in_flight"),
         "the other LUN is blamed"
     );
-    // 70h: fixed format; NOT READY, MANUAL INTERVENTION REQUIRED.
     ensure!(
         sg.execute(&write_10(1), &[0; 512], 0).is_err(),
         "the LUN is not offline"
     );
-    drop(stop);
+    stop.send(())?;
     let count = innocent
         .join()
         .ok()
