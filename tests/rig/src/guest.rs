@@ -11,6 +11,9 @@ use crate::launch;
 /// `PATH` of programs in the guest.
 pub(crate) const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where a guest with a tree of its own sees the host's.
+pub const HOST_TREE: &str = "/run/tcmu-host";
+
 /// Modules that LUNs, their fabrics and the disks on them need.
 const MODULES: &[&str] = &[
     "sd_mod",
@@ -59,6 +62,7 @@ pub struct Guest<'a> {
     pub(crate) results: Option<PathBuf>,
     pub(crate) modules: Vec<String>,
     pub(crate) kernel_args: Vec<String>,
+    pub(crate) systemd_root: Option<PathBuf>,
     pub(crate) on_line: Option<OnLine<'a>>,
 }
 
@@ -89,6 +93,7 @@ impl<'a> Guest<'a> {
             results: None,
             modules: MODULES.iter().map(|&m| m.to_owned()).collect(),
             kernel_args: Vec::new(),
+            systemd_root: None,
             on_line: None,
         }
     }
@@ -162,6 +167,17 @@ impl<'a> Guest<'a> {
     /// Adds a word to the kernel's command line.
     pub fn kernel_arg(mut self, word: impl Into<String>) -> Self {
         self.kernel_args.push(word.into());
+        self
+    }
+
+    /// Boots a Debian tree in a folder of the host, with the systemd that is in it, and runs the
+    /// program when that has come up. What the guest writes to the tree is gone with it. The host's
+    /// own tree is seen, read-only, below [`HOST_TREE`]; it is there that the program is run from, so
+    /// the tree has to have libraries that suit it.
+    ///
+    /// Only the kernels that are User-mode Linux can do this.
+    pub fn systemd_root(mut self, root: impl Into<PathBuf>) -> Self {
+        self.systemd_root = Some(root.into());
         self
     }
 

@@ -4,16 +4,20 @@
 //! in the guest's memory. So every program of the host is there, a test may write anywhere, and
 //! nothing reaches the host but what is written to a share. `/run` and `/dev/shm` are plain tmpfs:
 //! the place for images.
+//!
+//! Or else the root is a folder of the host's with a Debian tree, under such an overlay, and its
+//! systemd sets up the rest.
 
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
+use crate::guest::HOST_TREE;
 use crate::protocol::{ORDER_FILE, Order};
 
 /// Where the control share is, once the guest is set up.
@@ -40,12 +44,12 @@ pub(crate) fn set_up(control: &str, share_type: &str) -> io::Result<Order> {
     for dir in ["/run/upper", "/run/work", NEW_ROOT] {
         fs::create_dir(dir)?;
     }
-    attach(
-        "overlay",
-        NEW_ROOT,
-        "overlay",
-        "lowerdir=/,upperdir=/run/upper,workdir=/run/work",
-    )?;
+    let lower = match &order.systemd_root {
+        Some(root) => utf8(root)?,
+        None => "/",
+    };
+    let layers = format!("lowerdir={lower},upperdir=/run/upper,workdir=/run/work");
+    attach("overlay", NEW_ROOT, "overlay", &layers)?;
     enter_new_root()?;
 
     attach("proc", "/proc", "proc", "")?;
@@ -69,10 +73,21 @@ pub(crate) fn set_up(control: &str, share_type: &str) -> io::Result<Order> {
         fs::create_dir_all(&share.path)?;
         attach_share(&share.source, &share.path, share_type)?;
     }
+    if order.systemd_root.is_some() {
+        fs::create_dir(HOST_TREE)?;
+        mount("host", HOST_TREE, share_type, MountFlags::RDONLY, c"/")?;
+    }
 
     if let Some(modules) = &order.modules_dir {
         fs::create_dir_all("/usr/lib/modules")?;
-        mount_bind(modules, "/usr/lib/modules")?;
+        match &order.systemd_root {
+            Some(_) => mount_bind(on_host(modules), "/usr/lib/modules")?,
+            None => mount_bind(modules, "/usr/lib/modules")?,
+        }
+    }
+    if order.systemd_root.is_some() {
+        // The rest is systemd's to set up.
+        return Ok(order);
     }
     // One by one and quietly: what a kernel has built in, or lacks, is for the program to find out.
     for module in order.modules.iter().map(String::as_str).chain(["configfs"]) {
@@ -112,11 +127,19 @@ fn attach(source: &str, target: &str, kind: &str, options: &str) -> io::Result<(
     })
 }
 
+fn utf8(path: &Path) -> io::Result<&str> {
+    path.to_str()
+        .ok_or_else(|| io::Error::other(format!("{} is not UTF-8", path.display())))
+}
+
+/// Where a path of the host's is in a guest with a tree of its own.
+pub(crate) fn on_host(path: &Path) -> PathBuf {
+    Path::new(HOST_TREE).join(path.strip_prefix("/").unwrap_or(path))
+}
+
 fn attach_share(source: &str, target: impl AsRef<Path>, share_type: &str) -> io::Result<()> {
     let target = target.as_ref();
-    let target = target
-        .to_str()
-        .ok_or_else(|| io::Error::other("a share's path must be UTF-8"))?;
+    let target = utf8(target)?;
     match share_type {
         // hostfs takes the host's folder as its option.
         "hostfs" => attach("hostfs", target, "hostfs", source),

@@ -19,7 +19,10 @@ use rustix::termios::{OptionalActions, tcdrain, tcgetattr, tcsetattr};
 
 use crate::guard;
 use crate::guest_root::{self, CONTROL_DIR};
-use crate::protocol::{CONTROL_VAR, Order, REPORT_FILE, Report, ReportedEnd, SHARE_TYPE_VAR};
+use crate::protocol::{
+    CONTROL_VAR, ORDER_FILE, Order, REPORT_FILE, Report, ReportedEnd, SHARE_TYPE_VAR,
+};
+use crate::systemd;
 
 static ENTERED: AtomicBool = AtomicBool::new(false);
 
@@ -30,6 +33,7 @@ static ENTERED: AtomicBool = AtomicBool::new(false);
 pub fn enter() {
     ENTERED.store(true, Ordering::Relaxed);
     guard::enter();
+    systemd::enter();
     if std::process::id() != 1 {
         return;
     }
@@ -47,6 +51,10 @@ pub(crate) fn entered() -> bool {
 fn run_guest(control: &str, share_type: &str) -> ! {
     let reporter = Arc::new(Reporter::default());
     match guest_root::set_up(control, share_type) {
+        Ok(order) if order.systemd_root.is_some() => {
+            let why = systemd::start();
+            reporter.report_and_power_off(ReportedEnd::SetupFailed(why.to_string()))
+        }
         Ok(order) => {
             let end = run_program(&order, &reporter)
                 .unwrap_or_else(|e| ReportedEnd::SetupFailed(format!("{e:#}")));
@@ -54,6 +62,21 @@ fn run_guest(control: &str, share_type: &str) -> ! {
         }
         Err(e) => reporter.report_and_power_off(ReportedEnd::SetupFailed(e.to_string())),
     }
+}
+
+/// Runs the program of this guest as a service of the systemd that is its pid 1.
+pub(crate) fn run_as_service() -> ! {
+    let reporter = Arc::new(Reporter::default());
+    let order = fs::read(Path::new(CONTROL_DIR).join(ORDER_FILE)).and_then(|bytes| {
+        let mut order: Order = serde_json::from_slice(&bytes)?;
+        order.program = guest_root::on_host(&order.program);
+        order.cwd = "/".into();
+        Ok(order)
+    });
+    let end = order
+        .and_then(|order| run_program(&order, &reporter))
+        .unwrap_or_else(|e| ReportedEnd::SetupFailed(format!("{e:#}")));
+    reporter.report_and_power_off(end)
 }
 
 /// Writes the one report of this guest: the program's end or the watchdog's, whichever is first.

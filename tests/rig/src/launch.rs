@@ -60,10 +60,20 @@ pub(crate) fn run(mut guest: Guest<'_>) -> Result<Outcome, Error> {
     let results = Results::new(guest.results.take())?;
     let order = order(&guest, kernel, results.path())?;
     if kernel == Kernel::Host {
+        if guest.systemd_root.is_some() {
+            return Err(Error::Usage(
+                "this machine's own kernel is running already: choose uml-built".into(),
+            ));
+        }
         return host::run(guest, &order, results);
     }
     if !init::entered() {
         return Err(Error::NotEntered);
+    }
+    if guest.systemd_root.is_some() && kernel == Kernel::Qemu {
+        return Err(Error::Usage(
+            "the kernel qemu cannot boot a tree of its own: choose uml-built".into(),
+        ));
     }
     let bootable = kernel.find()?;
 
@@ -122,6 +132,7 @@ fn order(guest: &Guest<'_>, kernel: Kernel, results: &Path) -> Result<Order, Err
         output_tty: PathBuf::new(),
         modules_dir: None,
         modules: guest.modules.clone(),
+        systemd_root: guest.systemd_root.clone(),
         shares: Vec::new(),
     })
 }

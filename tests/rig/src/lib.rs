@@ -10,6 +10,8 @@
 //! folder. `/run` and `/dev/shm` are tmpfs: the place for images. Modules for LIO, its fabrics and
 //! SCSI disks are loaded, configfs is mounted, the loopback network is up.
 //!
+//! With [`Guest::systemd_root`] it is another Debian tree instead, booted by its own systemd.
+//!
 //! The guest's pid 1 is the executable that uses this crate: its `main()` must call [`enter`] first.
 //! [`Guest`] has an example.
 #![deny(missing_docs)]
@@ -31,9 +33,10 @@ mod kernel;
 mod launch;
 mod protocol;
 mod qemu;
+mod systemd;
 mod uml;
 
 pub use error::Error;
-pub use guest::{End, Guest, Outcome};
+pub use guest::{End, Guest, HOST_TREE, Outcome};
 pub use init::enter;
 pub use kernel::{KERNEL_VAR, Kernel};

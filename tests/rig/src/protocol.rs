@@ -30,6 +30,9 @@ pub(crate) struct Order {
     pub modules_dir: Option<PathBuf>,
     /// Modules to load, where the kernel has them as modules.
     pub modules: Vec<String>,
+    /// The host's folder with a Debian tree that is booted with its own systemd, instead of the host's
+    /// tree without.
+    pub systemd_root: Option<PathBuf>,
     /// Host folders that the guest may write to, mounted at the path that they have on the host.
     pub shares: Vec<Share>,
 }
