@@ -72,6 +72,15 @@ impl Daemon {
         Self::spawn(RUNNER, &[], &[])?.await_ready()
     }
 
+    /// Starts it with the settings in a file, and D-Bus if there is a bus, and waits until it says
+    /// that it is ready.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_config(file: &str) -> anyhow::Result<Self> {
+        Self::spawn(RUNNER, &["--config", file], &[])?.await_ready()
+    }
+
     fn await_ready(self) -> anyhow::Result<Self> {
         let mut daemon = self;
         let deadline = Instant::now() + PATIENCE;
@@ -93,6 +102,16 @@ impl Daemon {
     /// If it is still running after half a minute.
     pub fn start_expecting_end() -> anyhow::Result<(ExitStatus, String)> {
         let mut daemon = Self::spawn(RUNNER, &["--no-dbus"], &[])?;
+        let status = daemon.wait()?;
+        Ok((status, daemon.log()))
+    }
+
+    /// As [`start_expecting_end`](Self::start_expecting_end), with the settings in a file.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn start_with_config_expecting_end(file: &str) -> anyhow::Result<(ExitStatus, String)> {
+        let mut daemon = Self::spawn(RUNNER, &["--config", file], &[])?;
         let status = daemon.wait()?;
         Ok((status, daemon.log()))
     }
@@ -123,6 +142,32 @@ impl Daemon {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until what it has logged from a byte on contains `text`; returns the log's length then.
+    ///
+    /// # Errors
+    /// If it does not within half a minute.
+    pub fn await_log(&self, from: usize, text: &str) -> anyhow::Result<usize> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = self.log();
+            if log.get(from..).is_some_and(|new| new.contains(text)) {
+                return Ok(log.len());
+            }
+            if Instant::now() > deadline {
+                bail!("the daemon does not log `{text}`");
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Asks it to read its settings again (SIGHUP).
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        self.signal(Signal::HUP)
     }
 
     /// Asks it to end (SIGTERM) and waits for that.

@@ -12,13 +12,16 @@ use crate::print;
 pub(crate) fn command(args: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
-    command
-        .args(args)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    command.args(args).current_dir(workspace());
     if print::in_colour() {
         command.env("CARGO_TERM_COLOR", "always");
     }
     command
+}
+
+/// The workspace's folder.
+pub(crate) fn workspace() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../..")
 }
 
 /// Builds packages in release mode.

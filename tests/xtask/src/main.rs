@@ -5,6 +5,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod kernel;
+mod package;
 mod packages;
 mod print;
 mod tally;
@@ -32,9 +33,13 @@ enum Command {
     Test(test::Options),
     Bench(bench::Options),
     Kernel(kernel::Options),
+    Package(package::Options),
     /// The part of the demo that runs in the guest
     #[command(hide = true)]
     DemoInside,
+    /// The part of the package's test that runs in the guest
+    #[command(hide = true)]
+    PackageInside,
 }
 
 fn main() -> ExitCode {
@@ -45,7 +50,9 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Kernel(options) => kernel::run(&options),
+        Command::Package(options) => package::run(&options),
         Command::DemoInside => demo::inside::run(),
+        Command::PackageInside => package::inside::run(),
     };
     match result {
         Ok(code) => code,

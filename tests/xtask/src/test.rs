@@ -9,7 +9,7 @@ use clap::Args;
 use tcmu_rig::{KERNEL_VAR, Kernel};
 
 use crate::tally::{Counts, Row, summarise};
-use crate::{cargo, kernel, packages, print};
+use crate::{cargo, kernel, package, packages, print};
 
 /// What the tests run in the guest and beside it.
 const PACKAGES: &[&str] = &[
@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// The kernels for the guest tests
     #[arg(long, value_delimiter = ',', default_values_t = KERNELS)]
     kernel: Vec<Kernel>,
+    /// Also build the Debian package and try it out in a fresh Debian tree with systemd
+    #[arg(long)]
+    full: bool,
     /// No formatting and lint checks, no tests outside the guest
     #[arg(long)]
     only_guest: bool,
@@ -107,6 +110,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
         let guest = ["test", "--package", "tcmu-guest-tests", "--test", "guest"];
         tests(&mut rows, &name, &guest, Some(kernel));
+    }
+
+    if options.full {
+        let started = Instant::now();
+        let mut counts = Counts::default();
+        if let Err(e) = package::test(|line| counts.add_line(line)) {
+            eprintln!("xtask: {e:#}");
+            counts.failed = counts.failed.max(1);
+        }
+        add(&mut rows, "the Debian package", counts, started);
     }
 
     print::heading("Summary");

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod commands;
+mod config;
 mod copy;
 mod dbus;
 mod disk;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use crate::{cargo, print};
 
 /// What a small server has that the test needs; the package's own dependencies are among them.
-const INCLUDED: &str = "systemd,systemd-sysv,dbus,kmod,udev,fio,procps,util-linux";
+const INCLUDED: &str = "systemd,systemd-sysv,dbus,kmod,udev,fio";
 
 /// The tree's folder; makes it first if it is not there.
 pub(super) fn ready() -> anyhow::Result<PathBuf> {
