@@ -19,6 +19,7 @@ mod dbus;
 pub mod device_server;
 mod identity;
 mod journal;
+mod journal_log;
 mod log;
 mod meter;
 mod program;

@@ -9,6 +9,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
+use crate::journal_log::JournalLayer;
+
 /// What a level can be.
 pub(crate) const LEVELS: &str =
     "a level is one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a filter of modules";
@@ -25,10 +27,8 @@ impl Log {
         let (filter, handle) = reload::Layer::new(filter(level)?);
         let registry = tracing_subscriber::registry().with(filter);
         if stderr_is_journal()
-            && let Ok(journal) = tracing_journald::layer()
+            && let Ok(journal) = JournalLayer::connect()
         {
-            // `journalctl TCMU_LUN=disk0` shows what concerns one LUN.
-            let journal = journal.with_field_prefix(Some("TCMU".to_owned()));
             registry.with(journal).init();
         } else {
             registry

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::reactor::{Message, ReactorHandle};
+use crate::reactor::{Done, Message, ReactorHandle};
 use crate::service_manager;
 
 /// How many rounds there are in the time that systemd allows: a reactor that is late once does no
@@ -25,12 +25,16 @@ impl Watchdog {
     /// `None` if nobody wants to know.
     pub(super) fn start() -> Option<Self> {
         let limit = service_manager::watchdog_limit()?;
-        Some(Self {
-            interval: limit / ROUNDS,
-            due: Instant::now(),
+        Some(Self::every(limit / ROUNDS, Instant::now()))
+    }
+
+    fn every(interval: Duration, start: Instant) -> Self {
+        Self {
+            interval,
+            due: start,
             answers: Vec::new(),
             complained: false,
-        })
+        }
     }
 
     /// When [`round`](Self::round) has something to do.
@@ -41,40 +45,84 @@ impl Watchdog {
     /// If it is due: tells systemd that all is well if all reactors have answered, and asks them
     /// again. While one has not, systemd hears nothing, and will end the daemon.
     pub(super) fn round(&mut self, reactors: &[ReactorHandle]) {
-        let now = Instant::now();
+        match self.judge(Instant::now()) {
+            None => {}
+            Some(Verdict::Alive) => {
+                service_manager::alive();
+                for (reactor, done) in reactors.iter().zip(self.questions(reactors.len())) {
+                    reactor.send(Message::Ping { done });
+                }
+            }
+            Some(Verdict::Silent(_)) if self.complained => {}
+            Some(Verdict::Silent(reactors)) => {
+                self.complained = true;
+                tracing::error!(
+                    ?reactors,
+                    "these reactors do not turn; systemd will restart tcmu-runner unless they go on"
+                );
+            }
+        }
+    }
+
+    /// How the last round has ended, if it is over.
+    fn judge(&mut self, now: Instant) -> Option<Verdict> {
         if now < self.due {
-            return;
+            return None;
         }
         self.due = now + self.interval;
-        let silent: Vec<usize> = self.silent().collect();
+        let answers = self.answers.iter().enumerate();
+        let silent: Vec<usize> = answers
+            .filter_map(|(number, answer)| (!answer.load(Ordering::Acquire)).then_some(number))
+            .collect();
         if silent.is_empty() {
             self.complained = false;
-            service_manager::alive();
-            self.ask(reactors);
-        } else if !self.complained {
-            self.complained = true;
-            tracing::error!(
-                reactors = ?silent,
-                "these reactors do not turn; systemd will restart tcmu-runner unless they go on"
-            );
+            Some(Verdict::Alive)
+        } else {
+            Some(Verdict::Silent(silent))
         }
     }
 
-    fn silent(&self) -> impl Iterator<Item = usize> {
-        let answers = self.answers.iter().enumerate();
-        answers.filter_map(|(number, answer)| (!answer.load(Ordering::Acquire)).then_some(number))
-    }
-
-    fn ask(&mut self, reactors: &[ReactorHandle]) {
-        self.answers = reactors
-            .iter()
-            .map(|reactor| {
-                let answer = Arc::<AtomicBool>::default();
-                let answered = Arc::clone(&answer);
-                let done = Box::new(move |_| answered.store(true, Ordering::Release));
-                reactor.send(Message::Ping { done });
-                answer
+    /// Begins a round: what so many reactors are to do.
+    fn questions(&mut self, reactors: usize) -> Vec<Done> {
+        self.answers = (0..reactors).map(|_| Arc::default()).collect();
+        let answers = self.answers.iter().map(Arc::clone);
+        answers
+            .map(|answer: Arc<AtomicBool>| -> Done {
+                Box::new(move |_| answer.store(true, Ordering::Release))
             })
-            .collect();
+            .collect()
+    }
+}
+
+/// How a round has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// All reactors have answered.
+    Alive,
+    /// These have not.
+    Silent(Vec<usize>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reactor_has_to_answer() {
+        let start = Instant::now();
+        let interval = Duration::from_secs(1);
+        let mut watchdog = Watchdog::every(interval, start);
+        assert_eq!(watchdog.judge(start), Some(Verdict::Alive));
+        let mut questions = watchdog.questions(3);
+        assert_eq!(watchdog.judge(start), None, "not due");
+        questions.remove(0)(Ok(()));
+        let mut now = start + interval;
+        assert_eq!(watchdog.judge(now), Some(Verdict::Silent(vec![1, 2])));
+        questions.remove(1)(Ok(()));
+        now += interval;
+        assert_eq!(watchdog.judge(now), Some(Verdict::Silent(vec![1])));
+        questions.remove(0)(Ok(()));
+        now += interval;
+        assert_eq!(watchdog.judge(now), Some(Verdict::Alive));
     }
 }

@@ -114,9 +114,28 @@ fn is_confined(guest: &Guest) -> anyhow::Result<()> {
 
     // As the daemon sees the file systems.
     let inside = |line: &str| format!("nsenter --target {pid} --mount sh -c '{line}'");
-    for folder in ["/usr", "/etc", "/boot", "/proc/sys/kernel", "/sys/kernel"] {
+    for folder in ["/usr", "/etc", "/boot"] {
         let touch = inside(&format!("touch {folder}/x 2>&1"));
         guest.sh(&format!("{touch} | grep 'Read-only file system'"))?;
+    }
+    // Nobody can make files there.
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    for (mount_point, access) in [
+        ("/proc/sys", "ro,"),
+        ("/sys", "ro,"),
+        ("/sys/fs/cgroup", "ro,"),
+        ("/sys/kernel/config", "rw,"),
+    ] {
+        // The mount point is the fifth field, its options are the sixth; the last mount hides others.
+        let fields = mounts.lines().map(|line| line.split(' ').skip(4));
+        let options = fields
+            .filter_map(|mut fields| (fields.next()? == mount_point).then(|| fields.next()))
+            .last()
+            .flatten();
+        ensure!(
+            options.is_some_and(|options| options.starts_with(access)),
+            "{mount_point} is {options:?} for the daemon, not {access}"
+        );
     }
     for folder in ["/srv", "/run/tcmu-runner", "/home"] {
         guest.sh(&inside(&format!("touch {folder}/x && rm {folder}/x")))?;
@@ -138,9 +157,9 @@ fn is_confined(guest: &Guest) -> anyhow::Result<()> {
     // A file that the daemon may not write to says so to whoever wants it served.
     guest.sh("truncate -s 16M /usr/no.img")?;
     guest.sh(
-        "! tcmuctl create no --handler file --config /usr/no.img --loopback 2>&1; \
-         journalctl --no-pager --unit tcmu-runner | grep '/usr/no.img can only be read'; \
-         rm /usr/no.img",
+        "tcmuctl create no --handler file --config /usr/no.img --loopback 2>&1 \
+         | grep 'read-only file system' && rm /usr/no.img && \
+         journalctl --no-pager --unit tcmu-runner | grep '/usr/no.img can only be read'",
     )?;
     guest.sh(&format!(
         "systemd-analyze security --no-pager {UNIT} | tail -n 25"

@@ -20,18 +20,26 @@ pub(crate) use self::test::test;
 ///
 /// Builds the programs, writes their manual pages and shell completions, and packs all of it with the
 /// unit, the D-Bus files and the sample configuration. Prints the package's path. The first run
-/// installs cargo-deb into the target folder. `cargo xtask test --full` tries the package out.
+/// installs cargo-deb into the target folder. `cargo xtask test --full` tries it out too.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// The package's version [default: the workspace's]
     #[arg(long, value_name = "VERSION")]
     deb_version: Option<String>,
+    /// Try it out instead: boot a fresh Debian tree with its own systemd, and there install it, use
+    /// it, restart and kill the service under I/O, upgrade and remove it
+    #[arg(long, conflicts_with = "deb_version")]
+    test: bool,
 }
 
 /// The programs, and the sections of their manual pages.
 const PROGRAMS: &[(&str, &str)] = &[("tcmu-runner", "8"), ("tcmuctl", "1")];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    if options.test {
+        test(|_| {})?;
+        return Ok(ExitCode::SUCCESS);
+    }
     build()?;
     let package = pack(options.deb_version.as_deref())?;
     println!("{}", package.display());
