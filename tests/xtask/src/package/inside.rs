@@ -130,7 +130,7 @@ fn is_confined(guest: &Guest) -> anyhow::Result<()> {
         let fields = mounts.lines().map(|line| line.split(' ').skip(4));
         let options = fields
             .filter_map(|mut fields| (fields.next()? == mount_point).then(|| fields.next()))
-            .last()
+            .next_back()
             .flatten();
         ensure!(
             options.is_some_and(|options| options.starts_with(access)),
@@ -351,7 +351,7 @@ impl Guest {
             "exec fio --name=load --filename={disk} --direct=1 --ioengine=libaio --rw=randwrite \
              --bs=4k --iodepth=16 --size=64M --time_based --runtime=6 --rate_iops=1500 \
              --verify=crc32c --verify_fatal=1 --verify_backlog=256 --verify_state_save=0 \
-             --output=/run/load.log"
+             --output=/run/load.log --eta=never"
         );
         print::command(&line);
         let child = shell(&line).spawn().context("cannot run fio")?;
