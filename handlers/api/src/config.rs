@@ -161,10 +161,11 @@ fn push(parts: &mut [String], character: char) {
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.target.replace(';', "\\;"))?;
+        let escaped = |text: &str| text.replace(';', "\\;");
+        f.write_str(&escaped(&self.target))?;
         self.options
             .iter()
-            .try_for_each(|(key, value)| write!(f, ";{key}={}", value.replace(';', "\\;")))
+            .try_for_each(|(key, value)| write!(f, ";{}={}", escaped(key), escaped(value)))
     }
 }
 
@@ -193,6 +194,9 @@ mod tests {
         assert_eq!(config.target(), "/a;b");
         assert_eq!(config.option("x"), Some("1;2"));
         assert_eq!(config.to_string(), r"/a\;b;x=1\;2");
+        let config: Config = r"/a;x\;y=1".parse().unwrap();
+        assert_eq!(config.option("x;y"), Some("1"));
+        assert_eq!(config.to_string(), r"/a;x\;y=1");
     }
 
     #[test]

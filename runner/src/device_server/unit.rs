@@ -95,7 +95,6 @@ impl Unit {
         {
             return Err(attention);
         }
-        let cdb = opcode.check(cdb)?;
         if let Some(sense) = self.not_ready.get()
             && !opcode.command.runs_while_not_ready()
             && !self.may_make_up_for_failure(opcode.command)
@@ -105,6 +104,8 @@ impl Unit {
         if opcode.writes {
             self.check_writable()?;
         }
+        // What a unit refuses anyway, it refuses for that reason, whatever the fields are.
+        let cdb = opcode.check(cdb)?;
         Ok((opcode, cdb))
     }
 

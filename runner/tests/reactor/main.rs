@@ -7,5 +7,6 @@ mod background;
 mod copies;
 mod faults;
 mod lun;
+mod model;
 mod recovery;
 mod round_trip;

@@ -35,6 +35,23 @@ use error::failed;
 use inbox::Inbox;
 use requests::Requests;
 
+/// The events in a datagram of the kernel's, as if it had come through a socket for which `TCM-USER`
+/// is the family of this number.
+///
+/// # Errors
+/// [`NetlinkError::Malformed`].
+#[cfg(feature = "mock")]
+pub fn decode(family: u16, datagram: &[u8]) -> Result<Vec<Event>, NetlinkError> {
+    let mut events = Vec::new();
+    message::for_each_message(datagram, |kind, _, payload| {
+        if kind == family {
+            events.extend(message::event(payload)?);
+        }
+        Ok(())
+    })?;
+    Ok(events)
+}
+
 /// Room for thousands of events in bytes. The default loses events when some 50 devices are
 /// created at once.
 const RECEIVE_BUFFER: usize = 4 << 20;

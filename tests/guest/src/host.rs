@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tcmu_rig::{Guest, Kernel};
 
+use crate::Prepare;
 use crate::daemon::{PROGRAMS_VAR, RUNNER_WITH_KILL_POINTS};
 use crate::events::{Event, Outcome};
 use crate::inside;
@@ -29,7 +30,7 @@ const PASSED_ON: &[&str] = &[
     "TCMU_KILLS",
 ];
 
-pub(crate) fn run() -> ExitCode {
+pub(crate) fn run(prepare: Prepare) -> ExitCode {
     let mut args = Arguments::from_args();
     // The guest runs them one by one anyway, and so each line appears when its test has ended.
     args.test_threads = Some(1);
@@ -37,7 +38,7 @@ pub(crate) fn run() -> ExitCode {
         .into_iter()
         .filter(|t| !args.is_filtered_out(&Trial::test(t.name(), || Ok(()))))
         .collect();
-    let session = Arc::new(Mutex::new(Session::new(plan, args.nocapture)));
+    let session = Arc::new(Mutex::new(Session::new(plan, args.nocapture, prepare)));
     let trials = GuestTest::all()
         .into_iter()
         .map(|test| {
@@ -76,6 +77,7 @@ struct TestEnd {
 struct Session {
     plan: Vec<&'static GuestTest>,
     nocapture: bool,
+    prepare: Prepare,
     /// The guests, or why there are none.
     started: Option<Result<Started, String>>,
     /// Results that nobody has asked for yet.
@@ -88,10 +90,11 @@ struct Started {
 }
 
 impl Session {
-    fn new(plan: Vec<&'static GuestTest>, nocapture: bool) -> Self {
+    fn new(plan: Vec<&'static GuestTest>, nocapture: bool, prepare: Prepare) -> Self {
         Session {
             plan,
             nocapture,
+            prepare,
             started: None,
             early: HashMap::new(),
         }
@@ -129,9 +132,11 @@ impl Session {
     fn start(&self) -> anyhow::Result<Started> {
         let kernel = Kernel::default_choice()?;
         let programs = build_programs()?;
+        let env = (self.prepare)()?;
         let (sender, results) = mpsc::channel();
         let guests = Guests {
             programs,
+            env,
             nocapture: self.nocapture,
             sender,
             kernel,
@@ -191,6 +196,7 @@ fn build_programs() -> anyhow::Result<PathBuf> {
 
 struct Guests {
     programs: PathBuf,
+    env: Vec<(String, String)>,
     nocapture: bool,
     sender: Sender<TestEnd>,
     kernel: Kernel,
@@ -251,6 +257,9 @@ impl Guests {
             .memory_mb(MEMORY_MB)
             .results_dir(&results)
             .timeout(limit + Duration::from_secs(60));
+        for (var, value) in &self.env {
+            guest = guest.env(var, value);
+        }
         for var in PASSED_ON {
             if let Ok(value) = std::env::var(var) {
                 guest = guest.env(*var, value);

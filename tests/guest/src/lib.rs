@@ -47,13 +47,22 @@ pub use inventory;
 pub use registry::GuestTest;
 pub use registry::{Skipped, TestResult};
 
+/// See [`main_with`].
+pub type Prepare = fn() -> anyhow::Result<Vec<(String, String)>>;
+
 /// The `main()` of a binary of guest tests: the host's side, or, started by it, the guest's.
 pub fn main() -> std::process::ExitCode {
+    main_with(|| Ok(Vec::new()))
+}
+
+/// As [`main`], with something to be prepared on the host before the first guest boots: it returns
+/// environment variables for the tests. If it fails, so do all tests.
+pub fn main_with(prepare: Prepare) -> std::process::ExitCode {
     tcmu_rig::enter();
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some(inside::RUN_ALL) => inside::run_all(args),
         Some(inside::RUN_ONE) => inside::run_one(&args.next().unwrap_or_default()),
-        _ => host::run(),
+        _ => host::run(prepare),
     }
 }

@@ -114,6 +114,27 @@ impl Release {
             .collect())
     }
 
+    /// The package and all that it depends on, by name.
+    pub(crate) fn with_dependencies(&self, package: &str) -> Result<Vec<String>, Error> {
+        let listing = output(self.apt("apt-cache").args([
+            "depends",
+            "--recurse",
+            "--important",
+            "--no-breaks",
+            "--no-conflicts",
+            "--no-enhances",
+            "--no-replaces",
+            package,
+        ]))?;
+        Ok(recursive_dependencies(&listing))
+    }
+
+    /// Downloads packages and unpacks them into a folder.
+    pub(crate) fn unpack_all(&self, packages: &[String], into: &Path) -> Result<(), Error> {
+        let mut apt = self.apt("apt-get");
+        unpack(apt.arg("download").args(packages), &self.dir, into)
+    }
+
     /// Downloads a package (apt checks its signature) and unpacks it into a folder.
     pub(crate) fn unpack(&self, package: &str, version: &str, into: &Path) -> Result<(), Error> {
         let mut apt = self.apt("apt-get");
@@ -123,6 +144,15 @@ impl Release {
             into,
         )
     }
+}
+
+/// The packages in what `apt-cache depends --recurse` prints: each starts a line.
+fn recursive_dependencies(listing: &str) -> Vec<String> {
+    let names = listing.lines().filter(|line| {
+        // A virtual package stands in angle brackets.
+        !line.is_empty() && !line.starts_with([' ', '<', '|'])
+    });
+    names.map(str::to_owned).collect()
 }
 
 /// Downloads packages of this machine's own release and unpacks them into a folder.
@@ -213,6 +243,25 @@ Debian|Debian|Packages|main|http://mirror.example/debian/|bookworm\n";
         assert_eq!(
             Mirror::choose("Ubuntu|Ubuntu|Packages|main|http://mirror.example/|noble"),
             None
+        );
+    }
+
+    #[test]
+    fn dependencies_are_the_lines_that_are_packages() {
+        let listing = "\
+tool
+  Depends: libc6
+ |Depends: a
+  Depends: <virtual>
+    real
+libc6
+  Depends: libgcc-s1
+<virtual>
+libgcc-s1
+";
+        assert_eq!(
+            recursive_dependencies(listing),
+            ["tool", "libc6", "libgcc-s1"]
         );
     }
 

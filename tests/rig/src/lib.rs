@@ -24,6 +24,7 @@ mod command;
 mod console;
 mod debian_image;
 mod error;
+mod foreign;
 mod guard;
 mod guest;
 mod guest_root;
@@ -37,6 +38,7 @@ mod systemd;
 mod uml;
 
 pub use error::Error;
+pub use foreign::ForeignPackage;
 pub use guest::{End, Guest, HOST_TREE, Outcome};
 pub use init::enter;
 pub use kernel::{KERNEL_VAR, Kernel};

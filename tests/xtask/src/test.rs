@@ -32,6 +32,10 @@ const PACKAGES: &[&str] = &[
 /// The kernels that the guest tests run on unless told.
 const KERNELS: &[Kernel] = &[Kernel::Uml, Kernel::UmlBuilt];
 
+/// Where libiscsi, sg3_utils and hostile commands judge the LUNs: they send far too many commands for
+/// the other one.
+const JUDGES_KERNEL: Kernel = Kernel::UmlBuilt;
+
 /// Run everything that CI runs
 ///
 /// Installs what is missing (apt, as root), checks formatting and lints, runs the tests that need no
@@ -68,7 +72,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         ];
         check(&mut rows, "lints", &lints);
         let workspace = ["test", "--workspace", "--no-fail-fast"];
-        let guest_tests = ["--exclude", "tcmu-guest-tests"];
+        let guest_tests = [
+            "--exclude",
+            "tcmu-guest-tests",
+            "--exclude",
+            "tcmu-conformance",
+        ];
         tests(
             &mut rows,
             "tests and examples",
@@ -84,6 +93,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             "harness",
         ];
         tests(&mut rows, "the guest tests' harness", &harness, None);
+        let judges = ["test", "--package", "tcmu-conformance", "--lib"];
+        tests(&mut rows, "what the judges' words mean", &judges, None);
         let example = ["test", "--package", "tcmu-guest-tests", "--doc"];
         tests(&mut rows, "the harness's examples", &example, None);
         check(
@@ -110,6 +121,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
         let guest = ["test", "--package", "tcmu-guest-tests", "--test", "guest"];
         tests(&mut rows, &name, &guest, Some(kernel));
+        if kernel == JUDGES_KERNEL {
+            packages::ensure_lists()?;
+            let judges = ["test", "--package", "tcmu-conformance", "--test", "judges"];
+            tests(&mut rows, "conformance", &judges, Some(kernel));
+        }
     }
 
     if options.full {
