@@ -18,7 +18,7 @@ use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
 use super::{open, qemu};
 use crate::bitmap;
-use crate::check::{Contents, check};
+use crate::check::{Contents, Report, check};
 use crate::lock::Claim;
 use crate::open::read_header;
 use crate::snapshot;
@@ -121,6 +121,14 @@ impl Medium {
 
 /// Checks an image with the engine's own checker; returns what is wrong.
 fn errors(path: &Path) -> Vec<String> {
+    let report = report(path);
+    match report.errors + report.too_low {
+        0 => Vec::new(),
+        _ => report.words,
+    }
+}
+
+fn report(path: &Path) -> Report {
     let storage = Storage::open(path, Claim::Read).unwrap();
     let (header, _) = read_header(&storage).unwrap();
     let (snapshots, snapshot_table) = snapshot::read(&storage, &header).unwrap();
@@ -129,11 +137,7 @@ fn errors(path: &Path) -> Vec<String> {
         snapshot_table,
         bitmaps: bitmap::read(&storage, &header).unwrap(),
     };
-    let report = check(&storage, &header, &contents).unwrap();
-    match report.errors + report.too_low {
-        0 => Vec::new(),
-        _ => report.words,
-    }
+    check(&storage, &header, &contents).unwrap()
 }
 
 /// Panics if a sector shows what it cannot.
@@ -278,6 +282,55 @@ fn what_is_unmapped_during_a_flush() {
         medium.after(&log, left, &mut random).store(folder.path());
         let errors = errors(&path);
         assert!(errors.is_empty(), "{left:?} {number}: {errors:?}");
+    }
+}
+
+#[test]
+fn old_bytes_of_free_clusters_never_show() {
+    let variant = VARIANTS
+        .iter()
+        .find(|v| v.name == "after a snapshot")
+        .unwrap();
+    let folder = tempdir().unwrap();
+    let path = variant.make(folder.path());
+    let before = qemu::contents(&path);
+    let mut bytes = std::fs::read(&path).unwrap();
+    for (cluster, count) in bytes.chunks_mut(4096).zip(report(&path).counts) {
+        if count == 0 {
+            cluster.fill(0xaa);
+        }
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let image = open(&path, "", SIZE).unwrap();
+    let file = image.top.disk.storage.file.as_raw_fd();
+    let medium = Medium {
+        files: HashMap::from([(file, (PathBuf::from("a.qcow2"), bytes))]),
+    };
+    let engine = Disordered::new(8);
+    let io = engine.io();
+    engine.logs.set(true);
+    // One sector each, in clusters that have none yet.
+    let sectors: Vec<u64> = (0..16).map(|number| 3 << 20 | number << 14).collect();
+    let data = scattered(&[9; SECTOR], SECTOR);
+    for offset in &sectors {
+        let write = image.write(&io, data.view(), *offset, WriteFlags::default());
+        engine::run(&engine, write).unwrap();
+    }
+    drop(image);
+    let log = engine.take_log();
+    let mut random = Random::new(3);
+    for number in 0..20 {
+        medium
+            .after(&log, Left::SomeWrites, &mut random)
+            .store(folder.path());
+        let errors = errors(&path);
+        assert!(errors.is_empty(), "{number}: {errors:?}");
+        let shown = read_start(&open(&path, ";readonly=on", SIZE).unwrap(), SIZE);
+        for (sector, (is, was)) in shown.chunks(SECTOR).zip(before.chunks(SECTOR)).enumerate() {
+            let written = sectors.contains(&((sector * SECTOR) as u64));
+            let good = is == was || (written && is == [9; SECTOR]);
+            assert!(good, "{number}: sector {sector} shows something else");
+        }
     }
 }
 
