@@ -45,7 +45,7 @@ pub mod sh;
 pub use inventory;
 #[doc(hidden)]
 pub use registry::GuestTest;
-pub use registry::{Skipped, TestResult};
+pub use registry::{Skipped, TestResult, needs_several_cpus};
 
 /// See [`main_with`].
 pub type Prepare = fn() -> anyhow::Result<Vec<(String, String)>>;

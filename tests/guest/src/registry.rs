@@ -21,6 +21,20 @@ impl std::fmt::Display for Skipped {
 
 impl std::error::Error for Skipped {}
 
+/// Skips a test on a kernel with a single CPU, where each system call is slow too: what drives
+/// hundreds of devices, or kills under load again and again, takes many minutes there. `work` says
+/// what it is.
+///
+/// # Errors
+/// [`Skipped`], on such a kernel.
+pub fn needs_several_cpus(work: &str) -> TestResult {
+    if std::thread::available_parallelism()?.get() > 1 {
+        return Ok(());
+    }
+    let reason = format!("{work} takes too long with one CPU: see uml-built");
+    Err(Skipped(reason).into())
+}
+
 /// A registered test.
 #[doc(hidden)]
 #[derive(Debug)]

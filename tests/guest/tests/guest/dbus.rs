@@ -65,14 +65,14 @@ fn a_check_says_what_is_wrong() -> TestResult {
     let _bus = Bus::start()?;
     let daemon = Daemon::start_on_bus()?;
     let image = image("checked", MIB)?;
-    fs::create_dir("/run/folder")?;
+    fs::create_dir("/run/checked")?;
     let good = check("file", &format!("file/{image}"))?;
     ensure!(good.0, "a good image is refused: {good:?}");
     ensure!(check("ram", "ram/")?.0);
     let long = format!("file//run/{}", "x".repeat(1 << 20));
     for (subtype, config, reason) in [
         ("file", "file//run/none.img", "does not exist"),
-        ("file", "file//run/folder", "/run/folder"),
+        ("file", "file//run/checked", "/run/checked"),
         ("file", "file/relative.img", "relative.img"),
         ("file", "file//dev/null", "character device"),
         ("file", "file//run/checked.img;nosuch=1", "nosuch"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::{Disk, leftovers, names};
-use tcmu_guest_tests::{TestResult, guest_test};
+use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus};
 
 /// How long idle LUNs are watched.
 const WATCHED: Duration = Duration::from_secs(3);
@@ -20,6 +20,7 @@ guest_test!(
     limit = Duration::from_secs(600)
 );
 fn two_hundred_luns_are_created_in_parallel() -> TestResult {
+    needs_several_cpus("setting up so many LUNs")?;
     let daemon = Daemon::start()?;
     let creators: Vec<_> = (0..CREATORS)
         .map(|creator| {
@@ -55,6 +56,7 @@ fn two_hundred_luns_are_created_in_parallel() -> TestResult {
 
 guest_test!(idle_luns_cost_no_cpu, limit = Duration::from_secs(600));
 fn idle_luns_cost_no_cpu() -> TestResult {
+    needs_several_cpus("setting up so many LUNs")?;
     let daemon = Daemon::start()?;
     let alone = resident_kib(daemon.pid())?;
     let disks = (0..IDLE_LUNS)

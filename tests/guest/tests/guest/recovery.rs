@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::daemon::{Daemon, RUNNER, RUNNER_WITH_KILL_POINTS};
 use tcmu_guest_tests::lun::{Disk, MIB};
 use tcmu_guest_tests::sg::Sg;
-use tcmu_guest_tests::{TestResult, guest_test, sh};
+use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 
 /// How often the daemon is killed in one test; 100 where it is asked for.
 fn kills() -> u32 {
@@ -238,6 +238,7 @@ fn random_moment(time: u32) -> Duration {
 
 guest_test!(killed_at_random_moments, limit = Duration::from_secs(1500));
 fn killed_at_random_moments() -> TestResult {
+    needs_several_cpus("so much load and so many daemons")?;
     costs_nothing_but_a_pause(
         kills(),
         |_| Daemon::start(),
@@ -250,6 +251,7 @@ fn killed_at_random_moments() -> TestResult {
 
 guest_test!(killed_at_chosen_points, limit = Duration::from_secs(1500));
 fn killed_at_chosen_points() -> TestResult {
+    needs_several_cpus("so much load and so many daemons")?;
     const POINTS: [&str; 3] = ["fetched", "publishing", "published"];
     let daemon = |time: u32| {
         let point = POINTS[time as usize % 3];
@@ -279,6 +281,7 @@ guest_test!(
     limit = Duration::from_secs(600)
 );
 fn restarted_and_replaced_under_load() -> TestResult {
+    needs_several_cpus("so much load and so many daemons")?;
     costs_nothing_but_a_pause(
         6,
         // Another program, as after an upgrade.

@@ -15,7 +15,7 @@ use tcmu::discovery::{DeviceName, Sysfs};
 use tcmu::netlink::{Delivery, Event, Netlink};
 use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::leftovers;
-use tcmu_guest_tests::{TestResult, guest_test};
+use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus};
 
 const CORE: &str = "/sys/kernel/config/target/core";
 const CREATORS: usize = 16;
@@ -153,6 +153,7 @@ fn await_consistency(daemon: &Daemon) -> TestResult {
 
 guest_test!(many_come_and_go_at_once, limit = LIMIT);
 fn many_come_and_go_at_once() -> TestResult {
+    needs_several_cpus("a storm")?;
     let devices = devices()?;
     let daemon = Daemon::start()?;
     for _ in 0..2 {
@@ -197,6 +198,7 @@ fn many_come_and_go_at_once() -> TestResult {
 
 guest_test!(daemons_come_and_go_meanwhile, limit = LIMIT);
 fn daemons_come_and_go_meanwhile() -> TestResult {
+    needs_several_cpus("a storm")?;
     let devices = devices()?;
     let enough = Arc::new(AtomicBool::new(false));
     let (stop, made) = (Arc::clone(&enough), Arc::new(AtomicUsize::new(0)));
@@ -284,6 +286,7 @@ impl Foreign {
 
 guest_test!(two_daemons_answer_for_their_own_only, limit = LIMIT);
 fn two_daemons_answer_for_their_own_only() -> TestResult {
+    needs_several_cpus("a storm")?;
     let devices = devices()?;
     let daemon = Daemon::start()?;
     let foreign = Foreign::start()?;

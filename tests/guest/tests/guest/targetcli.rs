@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::bus::{Bus, NAME, await_name};
 use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::{MIB, holds, image, leftovers, tcmuctl, write};
-use tcmu_guest_tests::{TestResult, guest_test, sh};
+use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 
 /// A slow emulated CPU runs some forty Python programs.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -196,6 +196,7 @@ fn await_disk(bytes: u64) -> anyhow::Result<PathBuf> {
 
 guest_test!(a_file_lives, limit = LIMIT);
 fn a_file_lives() -> TestResult {
+    needs_several_cpus("a life in targetcli")?;
     let config = image("targetcli", 48 * MIB)?;
     Backstore {
         handler: "file",
@@ -208,6 +209,7 @@ fn a_file_lives() -> TestResult {
 
 guest_test!(memory_lives, limit = LIMIT);
 fn memory_lives() -> TestResult {
+    needs_several_cpus("a life in targetcli")?;
     Backstore {
         handler: "ram",
         config: "scratch".to_owned(),
@@ -219,6 +221,7 @@ fn memory_lives() -> TestResult {
 
 guest_test!(nothing_lives, limit = LIMIT);
 fn nothing_lives() -> TestResult {
+    needs_several_cpus("a life in targetcli")?;
     Backstore {
         handler: "null",
         config: "void".to_owned(),
