@@ -48,7 +48,7 @@ impl Backstore for Moody {
     }
 }
 
-fn sense_key(sense: &[u8]) -> u8 {
+pub(crate) fn sense_key(sense: &[u8]) -> u8 {
     if sense[0] & 0x7f >= 0x72 {
         sense[1] & 0xf
     } else {

@@ -10,9 +10,12 @@ use tcmu::scsi::Status;
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_ram::RamHandler;
 
+use crate::faults::sense_key;
 use crate::lun::{BLOCK, Lun, SIZE, image};
 
 const GOOD: u8 = Status::Good.code();
+const CHECK_CONDITION: u8 = Status::CheckCondition.code();
+const MISCOMPARE: u8 = 0xe;
 /// The part of the disk that is used, in logical blocks: small, so that commands meet.
 const BLOCKS: u32 = 96;
 const LONGEST: u32 = 24;
@@ -20,9 +23,18 @@ const LONGEST: u32 = 24;
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Read,
-    Write { fua: bool },
-    WriteSame { ndob: bool, unmap: bool },
+    Write {
+        fua: bool,
+    },
+    WriteSame {
+        ndob: bool,
+        unmap: bool,
+    },
     Unmap,
+    /// Expects what the blocks held before anything ran.
+    CompareAndWrite,
+    /// Expects the same, byte by byte.
+    Verify,
     SynchronizeCache,
 }
 
@@ -39,6 +51,8 @@ fn command() -> impl Strategy<Value = Command> {
         5 => any::<bool>().prop_map(|fua| Kind::Write { fua }),
         2 => any::<[bool; 2]>().prop_map(|[ndob, unmap]| Kind::WriteSame { ndob, unmap }),
         2 => Just(Kind::Unmap),
+        3 => Just(Kind::CompareAndWrite),
+        1 => Just(Kind::Verify),
         1 => Just(Kind::SynchronizeCache),
     ];
     let range = (0..BLOCKS).prop_flat_map(|block| {
@@ -75,14 +89,20 @@ impl Command {
         (self.block..self.block + self.blocks).contains(&block)
     }
 
+    fn compares(&self) -> bool {
+        matches!(self.kind, Kind::CompareAndWrite | Kind::Verify)
+    }
+
     /// What it leaves in a block, and whether it has to; `None` if it leaves the block alone.
     fn leaves(&self, number: u32, block: u32) -> Option<(Value, bool)> {
         if !self.covers(block) {
             return None;
         }
         match self.kind {
-            Kind::Read | Kind::SynchronizeCache => None,
-            Kind::Write { .. } => Some((value(number, block - self.block), true)),
+            Kind::Read | Kind::Verify | Kind::SynchronizeCache => None,
+            Kind::Write { .. } | Kind::CompareAndWrite => {
+                Some((value(number, block - self.block), true))
+            }
             Kind::WriteSame { ndob: true, .. } => Some((ZERO, true)),
             Kind::WriteSame { .. } => Some((value(number, 0), true)),
             // What cannot be given back may keep its data (SBC-3, 4.7.3.4).
@@ -103,15 +123,25 @@ impl Command {
             Kind::Write { fua } => long(0x8a, u8::from(fua) << 3),
             Kind::WriteSame { ndob, unmap } => long(0x93, u8::from(ndob) | u8::from(unmap) << 3),
             Kind::Unmap => vec![0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0],
+            Kind::CompareAndWrite => {
+                let mut cdb = long(0x89, 0);
+                // Three bytes are reserved, one has the number of blocks: the longest is shorter.
+                cdb[10..13].fill(0);
+                cdb
+            }
+            Kind::Verify => long(0x8f, 1 << 1),
             Kind::SynchronizeCache => long(0x91, 0),
         }
     }
 
-    fn data_out(&self, number: u32) -> Vec<u8> {
+    fn data_out(&self, number: u32, model: &Model) -> Vec<u8> {
+        let new = (0..self.blocks).flat_map(|place| filled(value(number, place)));
+        let held =
+            (self.block..self.block + self.blocks).flat_map(|block| filled(model.settled(block)));
         match self.kind {
-            Kind::Write { .. } => (0..self.blocks)
-                .flat_map(|place| filled(value(number, place)))
-                .collect(),
+            Kind::Write { .. } => new.collect(),
+            Kind::CompareAndWrite => held.chain(new).collect(),
+            Kind::Verify => held.collect(),
             Kind::WriteSame { ndob: false, .. } => filled(value(number, 0)).collect(),
             Kind::Unmap => {
                 let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
@@ -133,6 +163,11 @@ impl Model {
         Model(vec![vec![ZERO]; BLOCKS as usize])
     }
 
+    /// What a block holds while nothing runs.
+    fn settled(&self, block: u32) -> Value {
+        self.0[block as usize][0]
+    }
+
     /// What a read beside these commands may see in a block.
     fn while_running(&self, batch: &[(u32, Command)], block: u32) -> Vec<Value> {
         let mut may = self.0[block as usize].clone();
@@ -143,18 +178,36 @@ impl Model {
         may
     }
 
-    /// These commands have run, in some order.
+    /// Whether a command of these may have left in a block what it held before.
+    fn may_be_as_before(&self, batch: &[(u32, Command)], block: u32) -> bool {
+        let mut left = batch
+            .iter()
+            .filter_map(|(number, command)| command.leaves(*number, block));
+        left.any(|(value, _)| value == self.settled(block))
+    }
+
+    /// These commands have run, in some order; those that compare and found a difference are left
+    /// out.
     fn run(&mut self, batch: &[(u32, Command)]) {
         for block in 0..BLOCKS {
-            let left: Vec<_> = batch
-                .iter()
-                .filter_map(|(number, command)| command.leaves(*number, block))
-                .collect();
+            let left = |swaps: bool| {
+                batch
+                    .iter()
+                    .filter(move |(_, command)| command.compares() == swaps)
+                    .filter_map(move |(number, command)| command.leaves(*number, block))
+            };
+            // Zeroes where zeroes were: what compared may have found those of either.
+            let again = self.may_be_as_before(batch, block);
             let may = &mut self.0[block as usize];
-            if left.iter().any(|(_, has_to)| *has_to) {
+            if again {
+                may.extend(left(true).map(|(value, _)| value));
+            } else if left(false).any(|(_, has_to)| has_to) {
+                // What compared with success found the block as it was, so it ran before these.
                 may.clear();
+            } else if let Some((swapped, _)) = left(true).next() {
+                *may = vec![swapped];
             }
-            may.extend(left.iter().map(|(value, _)| value));
+            may.extend(left(false).map(|(value, _)| value));
         }
     }
 
@@ -196,7 +249,7 @@ fn run<B: Backstore>(backstore: B, batches: &[Vec<Command>]) -> Result<(), TestC
         let batch: Vec<_> = numbers.by_ref().zip(batch.iter().copied()).collect();
         let mut tags = Vec::new();
         for (number, command) in &batch {
-            let out = command.data_out(*number);
+            let out = command.data_out(*number, &model);
             let data = match command.kind {
                 Kind::Read => Data::In(command.blocks as usize * BLOCK),
                 _ if out.is_empty() => Data::None,
@@ -204,8 +257,24 @@ fn run<B: Backstore>(backstore: B, batches: &[Vec<Command>]) -> Result<(), TestC
             };
             tags.push(lun.submit(&command.cdb(), data));
         }
-        for (tag, (_, command)) in tags.into_iter().zip(&batch) {
+        let mut ran = Vec::new();
+        for (tag, (number, command)) in tags.into_iter().zip(&batch) {
             let finished = lun.wait(tag);
+            if command.compares() && finished.status == CHECK_CONDITION {
+                prop_assert_eq!(sense_key(&finished.sense), MISCOMPARE, "{:?}", command);
+                let disturbed = |(other, by): &(u32, Command)| {
+                    let block = command.block..command.block + command.blocks;
+                    other != number
+                        && block
+                            .clone()
+                            .any(|block| by.leaves(*other, block).is_some())
+                };
+                prop_assert!(
+                    batch.iter().any(disturbed),
+                    "{command:?} found a difference, and nobody else was there"
+                );
+                continue;
+            }
             prop_assert_eq!(
                 finished.status,
                 GOOD,
@@ -219,8 +288,18 @@ fn run<B: Backstore>(backstore: B, batches: &[Vec<Command>]) -> Result<(), TestC
                     check(block, bytes, &model.while_running(&batch, block))?;
                 }
             }
+            ran.push((*number, *command));
         }
-        model.run(&batch);
+        for block in 0..BLOCKS {
+            let swapped = |(_, command): &&(u32, Command)| {
+                matches!(command.kind, Kind::CompareAndWrite) && command.covers(block)
+            };
+            prop_assert!(
+                ran.iter().filter(swapped).count() <= 1 || model.may_be_as_before(&ran, block),
+                "two commands found block {block} as it was, and changed it"
+            );
+        }
+        model.run(&ran);
         let tag = lun.read(0, BLOCKS as u16);
         model.settle(&lun.wait(tag).data_in)?;
     }
