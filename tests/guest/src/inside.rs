@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use crate::events::{Event, Outcome};
+use crate::lun;
 use crate::registry::{GuestTest, Skipped};
 
 /// First argument: run the tests named by the others.
@@ -87,6 +88,7 @@ pub(crate) fn run_one(name: &str) -> ExitCode {
         eprintln!("this binary has no test {name}");
         return ExitCode::FAILURE;
     };
+    lun::begin();
     match (test.run)() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => match e.downcast_ref::<Skipped>() {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, ensure};
 
@@ -212,16 +213,35 @@ pub fn names() -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-/// What is left in LIO's tree of user backstores and fabrics; empty when nothing is.
+/// What stood there when this test began.
+static BEFORE: OnceLock<Vec<String>> = OnceLock::new();
+
+/// Notes what other tests have left, which the present one does not answer for.
+pub(crate) fn begin() {
+    BEFORE.get_or_init(|| present().unwrap_or_default());
+}
+
+/// What this test has left in LIO's tree of user backstores and fabrics; empty when it is nothing.
 ///
 /// # Errors
 /// If configfs is not there.
 pub fn leftovers() -> anyhow::Result<Vec<String>> {
+    let before = BEFORE.get();
+    let is_new = |entry: &String| before.is_none_or(|before| !before.contains(entry));
+    Ok(present()?.into_iter().filter(is_new).collect())
+}
+
+fn present() -> anyhow::Result<Vec<String>> {
     let target = Path::new("/sys/kernel/config/target");
     let mut left = Vec::new();
     for entry in fs::read_dir(target.join("core"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with("user_") {
+            for device in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                if device.path().is_dir() {
+                    left.push(format!("core/{name}/{}", device.file_name().display()));
+                }
+            }
             left.push(format!("core/{name}"));
         }
     }

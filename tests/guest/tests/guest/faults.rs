@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tcmu_guest_tests::daemon::{Daemon, RUNNER, RUNNER_WITH_KILL_POINTS};
 use tcmu_guest_tests::lun::{Disk, MIB, image, tcmuctl, tcmuctl_fails};
 use tcmu_guest_tests::sg::Sg;
-use tcmu_guest_tests::{TestResult, guest_test, sh};
+use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 
 const FOLDER: &str = "/run/frozen";
 
@@ -286,6 +286,7 @@ guest_test!(
     limit = Duration::from_secs(300)
 );
 fn a_lun_that_brings_the_daemon_down_is_taken_offline() -> TestResult {
+    needs_several_cpus("so many daemons under load")?;
     let start = || Daemon::start_with(RUNNER_WITH_KILL_POINTS, &[], &[]);
     let mut daemon = start()?;
     let bad = Disk::create("bad", "poisonous", "x", &["--size", "16M"])?;

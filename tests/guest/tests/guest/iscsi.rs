@@ -46,7 +46,11 @@ fn a_portal_answers() -> TestResult {
 
     // These tools do not log out.
     tcmuctl(&["delete", "--force", "net"])?;
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     daemon.stop()
 }
 

@@ -50,7 +50,11 @@ fn two_hundred_luns_are_created_in_parallel() -> TestResult {
     for disk in disks {
         disk.delete()?;
     }
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     daemon.stop()
 }
 

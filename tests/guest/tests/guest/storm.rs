@@ -169,7 +169,11 @@ fn many_come_and_go_at_once() -> TestResult {
         })?;
         ensure!(served.load(Ordering::Relaxed) == devices);
         await_consistency(&daemon)?;
-        ensure!(leftovers()?.is_empty(), "something was left in configfs");
+        ensure!(
+            leftovers()? == [""; 0],
+            "left in configfs: {:?}",
+            leftovers()?
+        );
     }
     // All at once are there, and go at once.
     let made = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -236,7 +240,11 @@ fn daemons_come_and_go_meanwhile() -> TestResult {
     enough.store(true, Ordering::Relaxed);
     creators.join().ok().context("the creators panicked")??;
     await_consistency(&daemon)?;
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     daemon.stop()
 }
 
@@ -303,7 +311,11 @@ fn two_daemons_answer_for_their_own_only() -> TestResult {
     await_consistency(&daemon)?;
     ensure!(existing("theirs")?.len() == devices / 2);
     kept.lock().expect("no thread panicked").clear();
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     let answered = foreign.stop()?;
     ensure!(
         answered == devices / 2 * 2,
@@ -336,6 +348,10 @@ fn a_subtype_of_nobody_holds_up_nobody() -> TestResult {
         ensure!(error.is_err(), "a device of nobody's was enabled");
     }
     await_consistency(&daemon)?;
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     daemon.stop()
 }

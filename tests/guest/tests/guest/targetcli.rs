@@ -103,7 +103,11 @@ impl Backstore {
 
         // As at a start of the machine: nothing is configured, and the daemon is new.
         targetcli(&["clearconfig", "confirm=True"])?;
-        ensure!(leftovers()?.is_empty(), "something was left in configfs");
+        ensure!(
+            leftovers()? == [""; 0],
+            "left in configfs: {:?}",
+            leftovers()?
+        );
         daemon.stop()?;
         let daemon = Daemon::start_on_bus()?;
         targetcli(&["restoreconfig"])?;
@@ -131,7 +135,11 @@ impl Backstore {
         targetcli(&["/loopback", "delete", NAA])?;
         targetcli(&["/iscsi", "delete", IQN])?;
         targetcli(&[&self.folder(), "delete", &self.name()])?;
-        ensure!(leftovers()?.is_empty(), "something was left in configfs");
+        ensure!(
+            leftovers()? == [""; 0],
+            "left in configfs: {:?}",
+            leftovers()?
+        );
         daemon.stop()
     }
 
@@ -251,7 +259,11 @@ fn what_cannot_be_served_is_refused_with_the_reason() -> TestResult {
             !output.status.success() && said.contains(reason),
             "{config}: {said}"
         );
-        ensure!(leftovers()?.is_empty(), "something was left in configfs");
+        ensure!(
+            leftovers()? == [""; 0],
+            "left in configfs: {:?}",
+            leftovers()?
+        );
         Ok(())
     };
     refused("missing", "/run/none.img", "does not exist")?;
@@ -287,7 +299,11 @@ fn both_ways_of_setting_up_see_each_other() -> TestResult {
         "{listed}"
     );
     targetcli(&["clearconfig", "confirm=True"])?;
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     targetcli(&[
         "/backstores/user:ram",
         "create",
@@ -297,6 +313,10 @@ fn both_ways_of_setting_up_see_each_other() -> TestResult {
     ])?;
     ensure!(tcmuctl(&["list"])?.contains("theirs"));
     tcmuctl(&["delete", "theirs"])?;
-    ensure!(leftovers()?.is_empty(), "something was left in configfs");
+    ensure!(
+        leftovers()? == [""; 0],
+        "left in configfs: {:?}",
+        leftovers()?
+    );
     daemon.stop()
 }
