@@ -1,7 +1,9 @@
 //! qemu and this handler exclude each other.
 
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use tcmu_handler::ErrorKind;
 use tempfile::tempdir;
@@ -79,9 +81,7 @@ fn we_do_not_touch_what_qemu_serves() {
         .arg(&path)
         .spawn()
         .unwrap();
-    while !socket.exists() {
-        std::thread::yield_now();
-    }
+    wait_for_greeting(&mut server, &socket);
     let mut errors = Vec::new();
     for (path, options) in [(&path, ""), (&path, ";readonly=on"), (&base, "")] {
         errors.push(open(path, options, SIZE).map(drop));
@@ -95,4 +95,17 @@ fn we_do_not_touch_what_qemu_serves() {
     }
     shared.unwrap();
     open(&path, "", SIZE).map(drop).unwrap();
+}
+
+/// Waits until the server has opened its image: the socket is there before that, but nobody is greeted.
+fn wait_for_greeting(server: &mut Child, socket: &Path) {
+    let mut client = loop {
+        match UnixStream::connect(socket) {
+            Ok(client) => break client,
+            Err(_) => assert!(server.try_wait().unwrap().is_none(), "qemu-nbd has ended"),
+        }
+    };
+    let mut greeting = [0; 8];
+    client.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"NBDMAGIC");
 }
