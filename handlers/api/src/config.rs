@@ -43,6 +43,14 @@ impl Config {
             .map(|(_, value)| value.as_str())
     }
 
+    /// The same without the option `key`.
+    #[must_use]
+    pub fn without(&self, key: &str) -> Self {
+        let mut config = self.clone();
+        config.options.retain(|(name, _)| name != key);
+        config
+    }
+
     /// The option `key` as a switch: `on`, `yes`, `true`, `1` or `off`, `no`, `false`, `0`.
     ///
     /// # Errors

@@ -1,10 +1,21 @@
-//! Memory, an I/O engine and an executor for the unit tests of handlers.
+//! What the tests of handlers need: the contract with the runner as ready-made tests
+//! ([`contract_tests!`](crate::contract_tests)), memory, two I/O engines, an executor, and a model of a
+//! disk.
 //!
-//! Everything here is plain and slow, and runs anywhere.
+//! Everything here is plain and slow, and runs anywhere. The [`PlainEngine`] does what it is told at
+//! once; the [`UnorderedEngine`] behaves as badly as kernels and disks may.
 
+pub mod contract;
 mod model;
+mod random;
+mod together;
+mod unordered;
 
+pub use contract::{Broken, Contract, Image, Kept, Rule};
 pub use model::{Disk, Step, steps};
+pub use random::Random;
+pub use together::Together;
+pub use unordered::{Fault, Left, OperationKind, UnorderedEngine};
 
 use std::cell::RefCell;
 use std::future::Future;

@@ -5,9 +5,10 @@ mod files;
 mod opening;
 mod operations;
 
+use std::fs::File;
 use std::path::Path;
 
-use tcmu_handler::testing::{block_on, buffer, contents, io, scattered};
+use tcmu_handler::testing::{Contract, Image, block_on, buffer, contents, io, scattered};
 use tcmu_handler::{Backstore, Handler, OpenRequest, Result, WriteFlags};
 
 use crate::{FileHandler, FileImage};
@@ -41,3 +42,23 @@ fn read(image: &FileImage, len: usize, offset: u64) -> Result<Vec<u8>> {
 fn skip(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
 }
+
+/// An image for the contract's tests, with these options; none where it cannot be opened so.
+fn contract(options: &'static str, block_size: u32) -> Contract<FileHandler> {
+    const SIZE: u64 = 4 << 20;
+    let make = move |folder: &Path| {
+        let path = folder.join("image");
+        let file = File::create(&path);
+        file.and_then(|file| file.set_len(SIZE)).unwrap();
+        let config = config(&path, options);
+        match open(&config, SIZE, block_size) {
+            Ok(_) => Image::from(config),
+            Err(error) => Image::missing(error.to_string()),
+        }
+    };
+    let contract = Contract::new(FileHandler, make).size(SIZE);
+    contract.block_size(block_size).read_only(";readonly=on")
+}
+
+tcmu_handler::contract_tests!(contract_buffered: contract("", 512));
+tcmu_handler::contract_tests!(contract_direct: contract(";direct=on", 4096));

@@ -94,9 +94,11 @@ impl Backstore for Null {
 #[cfg(test)]
 mod tests {
     use tcmu_handler::ErrorKind;
-    use tcmu_handler::testing::{block_on, contents, io, scattered};
+    use tcmu_handler::testing::{Contract, block_on, contents, io, scattered};
 
     use super::*;
+
+    tcmu_handler::contract_tests!(Contract::new(NullHandler, |_| "x").stores_nothing());
 
     fn open(config: &str) -> Result<Null> {
         NullHandler.open(&OpenRequest {

@@ -1,6 +1,7 @@
 //! The engine against qemu's, against power cuts, failing files and hostile images.
 
 mod allowed;
+mod contract;
 mod creating;
 mod differential;
 mod engine;

@@ -152,7 +152,7 @@ impl Backstore for Ram {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tcmu_handler::testing::{Disk, block_on, buffer, contents, io, scattered, steps};
+    use tcmu_handler::testing::{Contract, Disk, block_on, buffer, contents, io, scattered, steps};
     use tcmu_handler::{Handler, OpenRequest};
 
     use super::*;
@@ -160,6 +160,8 @@ mod tests {
 
     const BLOCK: u32 = 4096;
     const BLOCKS: u64 = 5 * CHUNK / BLOCK as u64 - 1;
+
+    tcmu_handler::contract_tests!(Contract::new(RamHandler, |_| "").forgets_when_closed());
 
     fn open(config: &str, size: u64) -> Result<Ram> {
         RamHandler.open(&OpenRequest {
