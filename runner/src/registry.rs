@@ -46,6 +46,11 @@ impl Registry {
             .insert(handler.subtype().to_owned(), Box::new(handler));
     }
 
+    /// Takes a handler away, if it is there.
+    pub(crate) fn remove(&mut self, subtype: &str) {
+        self.handlers.remove(subtype);
+    }
+
     /// The subtypes and what their configuration strings look like, in alphabetical order.
     pub fn help(&self) -> impl Iterator<Item = (&str, &str)> {
         self.handlers

@@ -12,7 +12,7 @@ pub(super) enum Change {
 }
 
 /// Puts into force what can be: returns the configuration that holds then, and what has changed.
-pub(super) fn adopt(old: &Config, new: Config) -> (Config, Vec<Change>) {
+pub(super) fn adopt(old: &Config, mut new: Config) -> (Config, Vec<Change>) {
     let mut changes = Vec::new();
     if old.log_level() != new.log_level() {
         let (old, new) = (old.log_level(), new.log_level());
@@ -45,12 +45,12 @@ pub(super) fn adopt(old: &Config, new: Config) -> (Config, Vec<Change>) {
     }
     let default = HandlerConfig::default();
     let subtypes = old.handlers.keys().chain(new.handlers.keys());
-    let mut subtypes: Vec<&String> = subtypes.collect();
+    let mut subtypes: Vec<String> = subtypes.cloned().collect();
     subtypes.sort_unstable();
     subtypes.dedup();
     for subtype in subtypes {
         let allowed = |config: &Config| {
-            let handler = config.handlers.get(subtype).unwrap_or(&default);
+            let handler = config.handlers.get(&subtype).unwrap_or(&default);
             handler.allowed_paths.clone()
         };
         let now = allowed(&new);
@@ -59,6 +59,18 @@ pub(super) fn adopt(old: &Config, new: Config) -> (Config, Vec<Change>) {
             changes.push(Change::Made(format!(
                 "handlers.{subtype} may open {now}; LUNs that are served already go on"
             )));
+        }
+        let enabled = |config: &Config| {
+            let handler = config.handlers.get(&subtype).unwrap_or(&default);
+            handler.is_enabled()
+        };
+        if enabled(old) != enabled(&new) {
+            let not = if enabled(old) { "" } else { "not " };
+            changes.push(Change::Later(format!(
+                "handlers.{subtype} stays {not}enabled until tcmu-runner is restarted"
+            )));
+            let handler = new.handlers.entry(subtype.clone()).or_default();
+            handler.enabled = Some(enabled(old));
         }
     }
     let config = Config {
@@ -122,8 +134,30 @@ mod tests {
     }
 
     #[test]
+    fn handlers_come_and_go_with_a_restart() {
+        let new = config("[handlers.qcow]\nenabled = false");
+        let (in_force, changes) = adopt(&Config::default(), new.clone());
+        assert_eq!(
+            changes,
+            [Change::Later(
+                "handlers.qcow stays enabled until tcmu-runner is restarted".to_owned()
+            )]
+        );
+        assert!(in_force.handlers["qcow"].is_enabled());
+        let (in_force, changes) = adopt(&new, Config::default());
+        assert_eq!(
+            changes,
+            [Change::Later(
+                "handlers.qcow stays not enabled until tcmu-runner is restarted".to_owned()
+            )]
+        );
+        assert!(!in_force.handlers["qcow"].is_enabled());
+    }
+
+    #[test]
     fn the_default_written_out_is_no_change() {
-        let new = config("log_level = \"info\"\nblocking_threads = 16");
+        let new =
+            config("log_level = \"info\"\nblocking_threads = 16\n[handlers.file]\nenabled = true");
         assert_eq!(adopt(&Config::default(), new).1, []);
     }
 }

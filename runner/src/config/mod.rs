@@ -42,9 +42,19 @@ pub struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HandlerConfig {
+    /// Whether the handler's LUNs are served. Default: true. Without it they are left to whoever else
+    /// serves their subtype, such as another tcmu-runner.
+    #[serde(default)]
+    pub enabled: Option<bool>,
     /// The absolute paths at or below which images must lie. Default: they may lie anywhere.
     #[serde(default, deserialize_with = "parse::absolute_paths")]
     pub allowed_paths: Option<Vec<PathBuf>>,
+}
+
+impl HandlerConfig {
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled.unwrap_or(true)
+    }
 }
 
 impl Config {

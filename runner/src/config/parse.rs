@@ -159,6 +159,7 @@ mod tests {
         assert_eq!(config.blocking_threads, Some(16));
         assert_eq!(config.opening_limit, Some(25));
         assert!(config.handlers["file"].allowed_paths.is_some());
+        assert_eq!(config.handlers["file"].enabled, Some(true));
     }
 
     #[test]
@@ -204,7 +205,7 @@ mod tests {
             ),
             (
                 "[handlers.file]\nallowed = []\n",
-                "2: allowed: unknown field `allowed`, expected `allowed_paths`",
+                "2: allowed: unknown field `allowed`, expected `enabled` or `allowed_paths`",
             ),
             ("reactors = 1\nreactors = 2", "2: reactors: duplicate key"),
         ];

@@ -83,9 +83,14 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Takes the lock, starts the reactors, and begins to hear the kernel. Whoever waits for an
     /// answer of a daemon that is gone is let go with an error.
-    pub(crate) fn start(registry: Registry, mut settings: Settings) -> anyhow::Result<Self> {
+    pub(crate) fn start(mut registry: Registry, mut settings: Settings) -> anyhow::Result<Self> {
         let sysfs = Sysfs::system();
         let run_dir = RunDir::lock()?;
+        for (subtype, handler) in &settings.config().handlers {
+            if !handler.is_enabled() {
+                registry.remove(subtype);
+            }
+        }
         run_dir
             .note_handlers(registry.help().map(|(subtype, _)| subtype))
             .context("naming the handlers in /run")?;

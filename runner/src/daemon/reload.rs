@@ -31,8 +31,8 @@ pub(super) fn requests(settings: &mut Settings) -> anyhow::Result<UnixStream> {
 /// Hands the handlers what the configuration says of them.
 pub(super) fn configure_handlers(registry: &Registry, config: &Config) {
     let known: Vec<&str> = registry.help().map(|(subtype, _)| subtype).collect();
-    for subtype in config.handlers.keys() {
-        if !known.contains(&subtype.as_str()) {
+    for (subtype, handler) in &config.handlers {
+        if handler.is_enabled() && !known.contains(&subtype.as_str()) {
             tracing::warn!(
                 "[handlers.{subtype}] has no effect: the handlers are {}",
                 known.join(", ")

@@ -205,11 +205,15 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Our daemon leaves LUNs of `qcow` to the C runner.
     fn serve_ours(&mut self, handler: &str, config: &str) -> Result<PathBuf> {
         let programs = self.plan.ours.as_ref().context("not built")?;
         if self.ours.is_none() {
+            let config = self.folder.join("ours.conf");
+            fs::write(&config, "[handlers.qcow]\nenabled = false\n").context("configuration")?;
             let mut command = Command::new(programs.join("tcmu-runner"));
-            command.args(["--no-dbus", "--log-level", "info"]);
+            command.args(["--no-dbus", "--log-level", "info", "--config"]);
+            command.arg(config);
             self.ours = Some(Daemon::start("ours", &mut command, self.folder)?);
         }
         let daemon = self.ours.as_mut().context("just started")?;
