@@ -13,5 +13,6 @@ fn main() -> ExitCode {
     handlers.add(NullHandler);
     handlers.add(QcowHandler);
     handlers.add(RamHandler);
+    handlers.add_layers();
     tcmu_runner::main(handlers)
 }

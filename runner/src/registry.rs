@@ -11,6 +11,7 @@ use tcmu::ring::Ring;
 use tcmu::ring::recovery::Table;
 use tcmu::uio::Uio;
 use tcmu_handler::{AllowedPaths, Backstore, Config, Error, ErrorKind, Handler, OpenRequest};
+use tcmu_handler_layers::{Handlers, Layer};
 
 use crate::device_server::{Geometry, Journal, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
@@ -27,28 +28,51 @@ use crate::target_core::Configfs;
 const LEAST_MAX_TRANSFER: u32 = 32 << 20;
 
 /// The handlers of a runner.
-#[derive(Default)]
 pub struct Registry {
-    handlers: BTreeMap<String, Box<dyn AnyHandler>>,
-    /// Where images may be, by subtype; anywhere for those that are not in it.
-    allowed: RwLock<BTreeMap<String, Arc<AllowedPaths>>>,
+    handlers: BTreeMap<String, Arc<dyn AnyHandler>>,
+    /// The same, as layers see them.
+    below_layers: Arc<Handlers>,
+    places: Arc<Places>,
 }
+
+/// Where images may be, by subtype; anywhere for those that are not in it.
+#[derive(Default)]
+struct Places(RwLock<BTreeMap<String, Arc<AllowedPaths>>>);
 
 impl Registry {
     /// No handlers.
     pub fn new() -> Self {
-        Self::default()
+        let places = Arc::<Places>::default();
+        let below = Arc::clone(&places);
+        Self {
+            handlers: BTreeMap::new(),
+            below_layers: Arc::new(Handlers::with_parser(move |subtype, text| {
+                below.config(subtype, text)
+            })),
+            places,
+        }
     }
 
     /// Adds a handler; it takes the place of one with the same subtype.
     pub fn add(&mut self, handler: impl Handler) {
-        self.handlers
-            .insert(handler.subtype().to_owned(), Box::new(handler));
+        let handler = Arc::new(handler);
+        let subtype = handler.subtype().to_owned();
+        self.below_layers.add(Arc::clone(&handler));
+        self.handlers.insert(subtype, handler);
+    }
+
+    /// Adds the layers of `tcmu-handler-layers`, which lie over all handlers here: those that were
+    /// added before and those that come.
+    pub fn add_layers(&mut self) {
+        for layer in Layer::all(&self.below_layers) {
+            self.add(layer);
+        }
     }
 
     /// Takes a handler away, if it is there.
     pub(crate) fn remove(&mut self, subtype: &str) {
         self.handlers.remove(subtype);
+        self.below_layers.remove(subtype);
     }
 
     /// The subtypes and what their configuration strings look like, in alphabetical order.
@@ -68,22 +92,16 @@ impl Registry {
     pub(crate) fn allow_paths(&self, paths: impl IntoIterator<Item = (String, Vec<PathBuf>)>) {
         let paths = paths.into_iter();
         let allowed = paths.map(|(subtype, paths)| (subtype, Arc::new(AllowedPaths::new(paths))));
-        *self.allowed.write().unwrap_or_else(PoisonError::into_inner) = allowed.collect();
+        *self
+            .places
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = allowed.collect();
     }
 
     /// Takes the configuration of a LUN of this subtype apart, if it leads where it may.
     fn config(&self, subtype: &str, text: &str) -> Result<Config, Error> {
-        let mut config: Config = text.parse()?;
-        // Following a path may take long, so the lock must be free again by then.
-        let allowed = {
-            let allowed = self.allowed.read();
-            let allowed = allowed.unwrap_or_else(PoisonError::into_inner);
-            allowed.get(subtype).map(Arc::clone)
-        };
-        if let Some(allowed) = allowed {
-            config.restrict(allowed)?;
-        }
-        Ok(config)
+        self.places.config(subtype, text)
     }
 
     /// Says whether the handler could open a configuration, the part behind its subtype. Blocks as
@@ -112,6 +130,29 @@ impl Registry {
         let geometry = device.geometry()?;
         let offline = Offline::new(geometry.size);
         device.serve(offline, geometry, |unit| unit.take_offline())
+    }
+}
+
+impl Places {
+    /// Takes the configuration of an image of this subtype apart, if it leads where it may.
+    fn config(&self, subtype: &str, text: &str) -> Result<Config, Error> {
+        let mut config: Config = text.parse()?;
+        // Following a path may take long, so the lock must be free again by then.
+        let allowed = {
+            let allowed = self.0.read();
+            let allowed = allowed.unwrap_or_else(PoisonError::into_inner);
+            allowed.get(subtype).map(Arc::clone)
+        };
+        if let Some(allowed) = allowed {
+            config.restrict(allowed)?;
+        }
+        Ok(config)
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -291,5 +332,38 @@ mod tests {
 
         registry.allow_paths([]);
         registry.config("file", "/etc/passwd").unwrap();
+    }
+
+    #[test]
+    fn layers_lead_only_where_what_is_below_may_lead() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("x");
+        std::fs::write(&inside, [0; 512]).unwrap();
+        let (inside, outside) = (inside.display(), "/etc/passwd");
+        let mut registry = Registry::new();
+        registry.add_layers();
+        registry.add(tcmu_handler_file::FileHandler);
+        let check = |config: &str| registry.check("log", config);
+        check(&format!("file/{outside};readonly=on")).unwrap();
+
+        registry.allow_paths([("file".to_owned(), vec![folder.path().to_owned()])]);
+        check(&format!("file/{inside}")).unwrap();
+        check(&format!("delay/ms=1/file/{inside}")).unwrap();
+        for config in [
+            format!("file/{outside};readonly=on"),
+            format!("delay/ms=1/file/{outside};readonly=on"),
+            format!("verify/file/{inside};mirror=file/{outside}\\;readonly=on"),
+        ] {
+            let error = check(&config).unwrap_err();
+            assert_eq!(
+                error.kind(),
+                ErrorKind::PermissionDenied,
+                "{config}: {error}"
+            );
+        }
+
+        registry.remove("file");
+        let error = registry.check("log", &format!("file/{inside}"));
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidConfig);
     }
 }
