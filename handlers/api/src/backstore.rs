@@ -173,6 +173,19 @@ pub trait Backstore: Send + 'static {
         }
     }
 
+    /// Waits until somebody else has given the image another size than `known` bytes, as can happen to
+    /// images that live on a network. [`capabilities`](Self::capabilities) has the new size by then.
+    /// Requests may reach beyond the end of an image that became smaller, until this returns.
+    ///
+    /// The runner then changes the LUN's size, and calls again. It drops the future when the LUN
+    /// leaves, so nothing may be under way that must not be given up.
+    ///
+    /// The default waits for ever.
+    async fn resized(&self, io: &Io, known: u64) {
+        let _ = (io, known);
+        std::future::pending().await
+    }
+
     /// The regular file that holds the image byte by byte, at the same offsets, if there is one: the
     /// kernel can then copy between two images by itself (copy_file_range(2)), and share their
     /// storage where the file system does that. Such a copy counts as a write: it comes only where

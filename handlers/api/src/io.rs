@@ -14,7 +14,8 @@ use std::task::{Context, Poll};
 
 use futures_channel::oneshot;
 
-use crate::{Buffer, Extent, OwnedBuffer};
+use crate::external::Origin;
+use crate::{Buffer, Completer, Extent, External, ExternalWork, OwnedBuffer};
 
 /// An open file that operations can outlive the backstore with.
 pub type File = Arc<OwnedFd>;
@@ -91,12 +92,16 @@ pub trait Engine {
 #[derive(Clone)]
 pub struct Io {
     engine: Rc<dyn Engine>,
+    external: Rc<Origin>,
 }
 
 impl Io {
     /// The way to `engine`.
     pub fn new(engine: Rc<dyn Engine>) -> Self {
-        Self { engine }
+        Self {
+            engine,
+            external: Rc::default(),
+        }
     }
 
     /// Starts an operation. It runs even if the future is dropped.
@@ -206,6 +211,18 @@ impl Io {
         receiver
             .await
             .map_err(|_| io::Error::other("a blocking operation panicked"))
+    }
+
+    /// Begins an operation that somebody else does, such as a library with threads of its own; see
+    /// the module [`external`](crate::external). `payload` is what has to live until it ends.
+    pub fn external<T: Send + 'static>(&self, payload: T) -> (Completer, External<T>) {
+        self.external.begin(payload)
+    }
+
+    /// How many external operations of this `Io` and its clones there are. Whoever runs backstores
+    /// asks, before memory changes hands.
+    pub fn external_work(&self) -> ExternalWork {
+        self.external.work()
     }
 
     /// Page-aligned memory of exactly `len` bytes for a request's own needs; its bytes are zero.

@@ -13,8 +13,12 @@
 //! Handler::open       a worker thread, may block; the result moves to one reactor and stays there
 //!   read, write, …    on the reactor, many at once, each a future of the one thread
 //!   resize            on the reactor, between two requests of the LUN
+//!   resized           on the reactor, as long as the LUN is there: has the image changed by itself?
 //!   close             on the reactor, after the last request has finished
 //! ```
+//!
+//! A backstore does its I/O through [`Io`]: operations on files, whatever blocks on a pool of threads,
+//! and what a library with threads of its own does, see [`external`].
 //!
 //! # A complete handler
 //!
@@ -60,6 +64,7 @@ mod capabilities;
 mod cdb;
 mod config;
 mod error;
+pub mod external;
 mod handler;
 mod io;
 #[cfg(feature = "testing")]
@@ -74,6 +79,7 @@ pub use capabilities::{AtomicWrites, Capabilities, DataAccess, Fua, Unmap};
 pub use cdb::CdbAnswer;
 pub use config::{Config, ConfigError};
 pub use error::{Error, ErrorKind, Result};
+pub use external::{Completer, External, ExternalWork};
 pub use handler::{Handler, OpenRequest};
 pub use io::{Engine, File, Io, IoFuture, Operation, Ticket};
 pub use usage::Usage;
