@@ -40,4 +40,8 @@ impl TargetCore for Configfs {
         let backstore = self.backstore.clone();
         CHANGES.run(Box::new(move || told(backstore.set_write_cache(enabled))));
     }
+
+    fn note_size(&self, bytes: u64) -> io::Result<()> {
+        self.backstore.set_size(bytes)
+    }
 }

@@ -306,6 +306,31 @@ impl<B: Backstore> LogicalUnit<B> {
         self.unit.resize(size, self.backstore.capabilities());
     }
 
+    /// The image had `known` bytes, and somebody else has given it another size. Where the LUN was as
+    /// large as the image, or is larger than it now, it gets that size. Returns the LUN's new size in
+    /// bytes, if it has one.
+    pub(crate) async fn follow_image(&self, io: &Io, known: u64) -> Option<u64> {
+        let image = self.unit.in_blocks(self.backstore.capabilities().size);
+        let before = self.unit.blocks();
+        let follows = before >= self.unit.in_blocks(known) || image < before;
+        let blocks = if follows { image } else { before };
+        // Also where the LUN stays as it is: it can be given more now.
+        let size = blocks * u64::from(self.unit.block_size());
+        self.set_size(size);
+        if blocks == before {
+            return None;
+        }
+        let lun = self.unit.identity.borrow().name.clone();
+        tracing::info!(lun, size, "the image's size has changed: the LUN follows");
+        if let Some(core) = self.target_core.clone() {
+            let noted = io.blocking(move || core.note_size(size)).await;
+            if let Err(error) = noted.and_then(|noted| noted) {
+                tracing::warn!(lun, %error, "the kernel does not know the LUN's new size: set it with tcmuctl resize");
+            }
+        }
+        Some(size)
+    }
+
     /// Gives the logical unit other names.
     pub fn set_identity(&self, identity: Identity) {
         self.unit.set_identity(identity);

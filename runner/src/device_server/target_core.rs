@@ -39,6 +39,16 @@ pub trait TargetCore: std::fmt::Debug + Send + Sync {
     /// The target core may call [`LogicalUnit::set_write_cache`] with the same value meanwhile, and
     /// wait for its end.
     fn set_write_cache(&self, enabled: bool, told: Told);
+
+    /// Notes that the unit has `bytes` bytes now, because its image has. May block; runs on a worker
+    /// thread. The default notes nothing.
+    ///
+    /// # Errors
+    /// Where the target core keeps the old size.
+    fn note_size(&self, bytes: u64) -> io::Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
 }
 
 impl Surroundings {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{self, Poll, Waker};
 use std::time::Instant;
 
 use tcmu::cdb::Cdb;
@@ -55,6 +55,9 @@ pub(crate) trait Lun {
 
     /// Runs the background task in `slot` a step further.
     fn step_background(&mut self, slot: u32);
+
+    /// Goes on waiting for the image to change its size.
+    fn step_watch(&mut self);
 
     /// Starts what a copy of another LUN's asks for, if this LUN is the one known by `key`.
     fn serve_copy(&mut self, key: u64, copy: RemoteCopy);
@@ -151,7 +154,10 @@ pub(crate) fn lun<B: Backstore>(
             (response, buffer)
         }
     };
+    let watch = follow_image(Rc::clone(&unit), context.io.clone(), Arc::clone(&meter));
     Box::new(Served {
+        watch: Box::pin(watch),
+        watch_waker: context.ready.waker(TaskId::Watch { lun: context.place }),
         name,
         device,
         phases: ring.phases().map(Rc::new),
@@ -187,6 +193,9 @@ struct Served<B, F, S> {
     memory: Arc<dyn Memory>,
     meter: Arc<Meter>,
     context: Context,
+    /// Has the LUN follow the size of its image.
+    watch: Errand,
+    watch_waker: Waker,
     /// Makes the task of a command.
     serve: S,
     tasks: Tasks<F>,
@@ -408,6 +417,15 @@ where
         }
     }
 
+    fn step_watch(&mut self) {
+        let mut context = task::Context::from_waker(&self.watch_waker);
+        let step = catch_unwind(AssertUnwindSafe(|| self.watch.as_mut().poll(&mut context)));
+        if step.is_err() {
+            tracing::error!(lun = %self.name, "watching the image's size failed with a panic: the LUN follows it no more");
+            self.watch = Box::pin(std::future::pending());
+        }
+    }
+
     fn serve_copy(&mut self, key: u64, RemoteCopy { request, answer }: RemoteCopy) {
         if self.quiescent || !self.unit.is_known_by(key) {
             // Whoever asked may have gone.
@@ -438,11 +456,13 @@ where
 
     fn quiesce(&mut self) {
         self.quiescent = true;
+        self.watch = Box::pin(std::future::pending());
         self.unit.stop_background();
     }
 
     fn abandon(&mut self) {
         self.quiescent = true;
+        self.watch = Box::pin(std::future::pending());
         if let Err(error) = self.ring.memory().let_go() {
             tracing::error!(lun = %self.name, %error, "the device's memory stays mapped; a backstore that answers late may bring tcmu-runner down");
         }
@@ -495,6 +515,17 @@ where
     fn close(&self) -> Pin<Box<dyn Future<Output = Result<(), Error>>>> {
         let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
         Box::pin(async move { caught(async { unit.backstore().close(&io).await }).await })
+    }
+}
+
+/// Gives the LUN its image's size whenever somebody else has changed that.
+async fn follow_image<B: Backstore>(unit: Rc<LogicalUnit<B>>, io: Io, meter: Arc<Meter>) {
+    loop {
+        let known = unit.backstore().capabilities().size;
+        unit.backstore().resized(&io, known).await;
+        if let Some(size) = unit.follow_image(&io, known).await {
+            meter.resized(size);
+        }
     }
 }
 

@@ -2,16 +2,21 @@
 //!
 //! Nearly every wake-up comes from the reactor's own thread, while it looks at finished I/O: that
 //! path is a push onto a plain vector. Wake-ups from other threads (blocking jobs, libraries with
-//! threads of their own) take a lock and ring the reactor's eventfd.
+//! threads of their own) go through a queue without locks, and ring the reactor's eventfd once for
+//! all that come until it looks.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 
+use crossbeam_queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
+
+/// More wake-ups from other threads than a reactor leaves unheard as a rule.
+const REMOTE_WAKE_UPS: usize = 1024;
 
 /// Names a task of a reactor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +25,8 @@ pub(crate) enum TaskId {
     Command { lun: u32, slot: u32 },
     /// What a LUN does beside its commands: the LUN's place, and the task's slot in the LUN.
     Background { lun: u32, slot: u32 },
+    /// What a LUN does as long as it is there: the LUN's place.
+    Watch { lun: u32 },
     /// Anything else that the reactor runs.
     Control(u32),
 }
@@ -33,7 +40,10 @@ thread_local! {
 /// The tasks of one reactor that were woken.
 #[derive(Debug)]
 pub(crate) struct ReadyQueue {
-    remote: Mutex<Vec<TaskId>>,
+    remote: ArrayQueue<TaskId>,
+    /// Those that found the queue full.
+    overflow: Mutex<Vec<TaskId>>,
+    overflown: AtomicBool,
     rung: AtomicBool,
     bell: OwnedFd,
 }
@@ -42,7 +52,9 @@ impl ReadyQueue {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Arc::new(Self {
-            remote: Mutex::new(Vec::new()),
+            remote: ArrayQueue::new(REMOTE_WAKE_UPS),
+            overflow: Mutex::new(Vec::new()),
+            overflown: AtomicBool::new(false),
             rung: AtomicBool::new(false),
             bell,
         }))
@@ -69,21 +81,27 @@ impl ReadyQueue {
 
     /// Makes the bell silent. To be called before looking at what other threads left.
     pub(crate) fn silence(&self) {
-        self.rung.store(false, Ordering::Release);
         // EAGAIN: it was silent.
         let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
+        // In this order: who rings from now on is heard. Who found the bell rung before has left
+        // something that is seen after this.
+        self.rung.swap(false, Ordering::AcqRel);
     }
 
     fn push(self: &Arc<Self>, task: TaskId) {
         if OWN_QUEUE.get() == Arc::as_ptr(self) as usize {
             LOCAL.with_borrow_mut(|local| local.push(task));
         } else {
-            self.remote
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(task);
+            if let Err(task) = self.remote.push(task) {
+                self.overflow().push(task);
+                self.overflown.store(true, Ordering::Release);
+            }
             self.ring();
         }
+    }
+
+    fn overflow(&self) -> MutexGuard<'_, Vec<TaskId>> {
+        self.overflow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves the local wake-ups to `tasks`, which is empty.
@@ -93,7 +111,16 @@ impl ReadyQueue {
 
     /// Appends the wake-ups of other threads to `tasks`.
     pub(crate) fn take_remote(&self, tasks: &mut Vec<TaskId>) {
-        tasks.append(&mut self.remote.lock().unwrap_or_else(PoisonError::into_inner));
+        // Who pushes meanwhile rings again: not more than there is room for, so that this ends.
+        for _ in 0..REMOTE_WAKE_UPS {
+            match self.remote.pop() {
+                Some(task) => tasks.push(task),
+                None => break,
+            }
+        }
+        if self.overflown.swap(false, Ordering::AcqRel) {
+            tasks.append(&mut self.overflow());
+        }
     }
 
     /// A waker for `task`; made once per task slot and used again.
@@ -159,5 +186,41 @@ mod tests {
         assert_eq!(tasks, [TaskId::Command { lun: 1, slot: 2 }; 2]);
         queue.ring();
         assert!(readable(&queue));
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_however_many_there_are() {
+        const EACH: u32 = 2 * REMOTE_WAKE_UPS as u32;
+        let queue = ReadyQueue::new().unwrap();
+        queue.adopt();
+        let threads: Vec<_> = (0..4)
+            .map(|lun| {
+                let queue = Arc::clone(&queue);
+                std::thread::spawn(move || {
+                    for slot in 0..EACH {
+                        queue.waker(TaskId::Command { lun, slot }).wake();
+                    }
+                })
+            })
+            .collect();
+        let mut tasks = Vec::new();
+        while tasks.len() < 4 * EACH as usize {
+            if readable(&queue) {
+                queue.silence();
+                queue.take_remote(&mut tasks);
+            }
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        for lun in 0..4 {
+            let of_lun = |task: &TaskId| match *task {
+                TaskId::Command { lun: of, slot } if of == lun => Some(slot),
+                _ => None,
+            };
+            let mut slots: Vec<u32> = tasks.iter().filter_map(of_lun).collect();
+            slots.sort_unstable();
+            assert_eq!(slots, (0..EACH).collect::<Vec<_>>());
+        }
     }
 }

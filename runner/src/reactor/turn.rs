@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use tcmu_handler::{Error, ErrorKind, Io};
+use tcmu_handler::{Error, ErrorKind, ExternalWork, Io};
 
 use super::engine::{Counters, Event, Source, UringEngine, Wait};
 use super::lun::{Context, Done, Errand, Lun, device_fd};
@@ -160,7 +160,8 @@ impl Reactor {
                 self.touch(place);
             }
         }
-        let busy = self.engine.is_busy();
+        let external = self.io.external_work();
+        let busy = self.engine.is_busy() || external != ExternalWork::default();
         self.step(&mut tasks);
         let fetched = self.fetch();
         let restless = self.step(&mut tasks);
@@ -260,6 +261,12 @@ impl Reactor {
                             self.touch(lun);
                         }
                     }
+                    TaskId::Watch { lun } => {
+                        let place = self.places.get_mut(lun as usize);
+                        if let Some(attached) = place.and_then(|place| place.lun.as_mut()) {
+                            attached.lun.step_watch();
+                        }
+                    }
                     TaskId::Control(slot) => self.run_errand(slot),
                 }
             }
@@ -296,7 +303,7 @@ impl Reactor {
     /// Publishes what was completed, and goes on with LUNs that are to leave. Returns how many commands
     /// were outstanding before.
     fn publish(&mut self) -> usize {
-        let forgotten = self.engine.has_forgotten();
+        let forgotten = self.engine.has_forgotten() || self.io.external_work().forgotten > 0;
         let mut outstanding = 0;
         for index in 0..self.touched.len() {
             let place = self.touched[index];
@@ -432,6 +439,9 @@ impl Reactor {
             leaving: None,
         });
         self.by_id.insert(id, place);
+        if let Some(attached) = &mut self.places[place as usize].lun {
+            attached.lun.step_watch();
+        }
         // Commands may be waiting since before the watch.
         self.touch(place);
         Ok(())

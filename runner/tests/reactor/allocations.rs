@@ -7,6 +7,7 @@ use tcmu::mock::Config;
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_qcow::QcowHandler;
 
+use crate::external::Foreign;
 use crate::lun::{BLOCK, Lun, SIZE, image, pattern};
 
 /// Counts the allocations of threads that ask for it.
@@ -62,6 +63,11 @@ fn reads_and_writes_of_mapped_clusters_allocate_nothing() {
         block_size: BLOCK as u32,
     };
     check(QcowHandler.open(&request).unwrap());
+}
+
+#[test]
+fn what_a_library_reads_and_writes_allocates_nothing() {
+    check(Foreign::new());
 }
 
 fn check(backstore: impl Backstore) {

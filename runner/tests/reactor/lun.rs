@@ -118,6 +118,11 @@ impl Lun {
         }
     }
 
+    /// Whether the command has finished, as far as is known.
+    pub(crate) fn has_finished(&self, tag: CommandTag) -> bool {
+        self.finished.contains_key(&tag)
+    }
+
     /// Runs until the command has finished.
     pub(crate) fn wait(&mut self, tag: CommandTag) -> Finished {
         let mut wait = true;

@@ -5,6 +5,7 @@ mod aborts;
 mod allocations;
 mod background;
 mod copies;
+mod external;
 mod faults;
 mod lun;
 mod model;
