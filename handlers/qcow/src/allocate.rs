@@ -6,7 +6,8 @@
 //! 2. The data go there, and around them what the guest saw before (copy on write).
 //! 3. If that was anything but zeroes, all of it is flushed: otherwise a power cut could leave a
 //!    mapping without the data that were durable elsewhere before.
-//! 4. The mapping is written.
+//! 4. The mapping is written. Where the guest saw zeroes before, it need not wait for the data: the
+//!    cluster shows the same zeroes until they are there.
 //! 5. What it replaced is let go, and counted down after the next flush.
 
 use std::ops::Range;
@@ -66,6 +67,13 @@ struct Plan {
     flush: bool,
 }
 
+impl Plan {
+    /// Whether the cluster shows what the guest saw before as long as nothing is written to it.
+    fn is_as_before(&self) -> bool {
+        self.target == Target::New && self.copies.is_empty() && !self.flush
+    }
+}
+
 impl QcowImage {
     /// Stores the beginning of `payload` at `offset` where that needs another mapping; returns how
     /// many bytes that was. It is 0 if another request has made the mapping meanwhile.
@@ -77,8 +85,7 @@ impl QcowImage {
         let Layer { disk, mapping, .. } = &self.top;
         let layout = &mapping.layout;
         let bits = layout.cluster_bits;
-        let slice_end = (offset / layout.slice_span() + 1).saturating_mul(layout.slice_span());
-        let end = (offset + payload.len()).min(slice_end);
+        let end = (offset + payload.len()).min(layout.slice_end(offset));
         let clusters = offset >> bits..=(end - 1) >> bits;
         let _held = changing.lock(clusters.clone()).await;
         let slice = self.own_slice(io, offset).await?;
@@ -108,13 +115,27 @@ impl QcowImage {
             },
         };
         let end = end.min((clusters.start() + plans.len() as u64) << bits);
-        let stored = self.store(io, &plans, payload, offset..end, host).await;
-        if let Err(error) = stored {
-            if plans[0].target == Target::New {
-                allocator.free(host, (plans.len() as u64) << bits, Mark::PAST);
+        let at_once = match payload {
+            Payload::Bytes(buffer) if plans.iter().all(Plan::is_as_before) => {
+                let bytes = buffer.slice(0..(end - offset) as usize).unwrap_or(buffer);
+                let mut transfers = Transfers::new(io, bytes);
+                let within = offset - layout.cluster_start(offset);
+                transfers
+                    .write(disk.data(), 0..bytes.len(), host + within, false)
+                    .await;
+                Some(transfers)
             }
-            return Err(error);
-        }
+            _ => {
+                let stored = self.store(io, &plans, payload, offset..end, host).await;
+                if let Err(error) = stored {
+                    if plans[0].target == Target::New {
+                        allocator.free(host, (plans.len() as u64) << bits, Mark::PAST);
+                    }
+                    return Err(error);
+                }
+                None
+            }
+        };
 
         for (index, plan) in plans.iter().enumerate() {
             let index = index as u64;
@@ -125,19 +146,24 @@ impl QcowImage {
             slice.set(clusters.start() + index, entry, layout);
         }
         mapping.changed(&slice);
-        mapping.write(io, disk, &slice).await?;
+        let mapped = mapping.write(io, disk, &slice).await;
+        let stored = match at_once {
+            Some(mut transfers) => transfers.finish().await,
+            None => Ok(()),
+        };
+        mapped?;
         let mark = disk.barrier.mark();
         for (offset, len) in plans.iter().filter_map(|plan| plan.replaced) {
             allocator.free(offset, len, mark);
         }
-        Ok(end - offset)
+        stored.map(|()| end - offset)
     }
 
     /// The slice that maps `offset`, in a table that nothing else refers to.
     pub(crate) async fn own_slice(&self, io: &Io, offset: u64) -> Result<Arc<Slice>> {
         let Layer { disk, mapping, .. } = &self.top;
         self.own_table(io, offset).await?;
-        let number = offset / mapping.layout.slice_span();
+        let number = mapping.layout.slice_of(offset);
         mapping.load(io, disk, number).await?.ok_or_else(|| {
             refused(
                 ErrorKind::Internal,
@@ -171,7 +197,7 @@ impl QcowImage {
             disk.write_metadata(io, &bytes, host, false).await?;
             disk.pass_barrier(io).await?;
         }
-        let index = (offset / mapping.layout.table_span()) as usize;
+        let index = mapping.layout.table_of(offset) as usize;
         mapping.set_table(io, disk, index, host | COPIED).await?;
         if let Some(old) = old {
             allocator.free(old, len, disk.barrier.mark());
@@ -264,12 +290,12 @@ impl QcowImage {
         let to_host = |guest: u64| host + (guest - base);
         let len = range.end - range.start;
         let existing = plans.iter().any(|plan| plan.target != Target::New);
-        let mut transfers = Transfers::new(io);
+        let mut transfers = None;
         match payload {
             Payload::Bytes(buffer) => {
-                let bytes = buffer.slice(0..len as usize).unwrap_or(buffer);
                 transfers
-                    .write(data, bytes, to_host(range.start), false)
+                    .insert(Transfers::new(io, buffer))
+                    .write(data, 0..len as usize, to_host(range.start), false)
                     .await;
             }
             Payload::Zeroes(_) if existing => {
@@ -286,7 +312,11 @@ impl QcowImage {
                 break;
             }
         }
-        transfers.finish().await.and(copied)?;
+        if let Some(mut transfers) = transfers {
+            transfers.finish().await.and(copied)?;
+        } else {
+            copied?;
+        }
         if plans.iter().any(|plan| plan.flush) {
             disk.pass_barrier(io).await?;
         }

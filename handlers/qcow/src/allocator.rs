@@ -145,9 +145,33 @@ impl Allocator {
         if !self.ready.borrow().is_empty() {
             return Ok(());
         }
+        self.add_batch(io, disk, &mut space).await
+    }
+
+    /// Whether the clusters that are ready will soon be used up.
+    pub(crate) fn is_low(&self) -> bool {
+        let enough = self.batch.get() / 4;
+        let mut left = 0;
+        let ready = self.ready.borrow();
+        !ready.iter().any(|(_, count)| {
+            left += count;
+            left >= enough
+        })
+    }
+
+    /// Makes clusters ready, unless somebody does so already. The request that calls this waits for
+    /// the flushes that it takes, and no other.
+    pub(crate) async fn look_ahead(&self, io: &Io, disk: &Disk) {
+        if let Ok(mut space) = self.space.try_lock() {
+            // Whoever needs a cluster that is not there will say what is wrong.
+            let _ = self.add_batch(io, disk, &mut space).await;
+        }
+    }
+
+    async fn add_batch(&self, io: &Io, disk: &Disk, space: &mut Space) -> Result<()> {
         disk.barrier.check(&disk.storage)?;
         let batch = self.batch.get();
-        let result = self.fill(io, disk, &mut space, batch).await;
+        let result = self.fill(io, disk, space, batch).await;
         match result {
             Ok(runs) => {
                 self.ready.borrow_mut().extend(runs);

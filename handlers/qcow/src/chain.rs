@@ -16,14 +16,29 @@ const DEEPEST: usize = 64;
 
 /// Opens the chain of images below `top`, nearest first, as far as `config` allows.
 pub(crate) fn open(top: &Storage, header: &Header, config: &Config) -> Result<Vec<Backing>> {
+    let below = next(&top.path, header.backing.as_ref())?;
+    open_below(&top.path, vec![top.identity], below, config)
+}
+
+/// Says whether an image could be made at `top` that lies on `backing`.
+pub(crate) fn check(top: &Path, backing: &header::Backing, config: &Config) -> Result<()> {
+    let below = next(top, Some(backing))?;
+    open_below(top, Vec::new(), below, config).map(drop)
+}
+
+/// Opens the image `below` one at `top`, and those below it; `seen` are the files already open.
+fn open_below(
+    top: &Path,
+    mut seen: Vec<(u64, u64)>,
+    mut below: Option<(PathBuf, Format)>,
+    config: &Config,
+) -> Result<Vec<Backing>> {
     let mut chain = Vec::new();
-    let mut seen = vec![top.identity];
-    let mut below = next(&top.path, header)?;
     while let Some((path, format)) = below.take() {
         if chain.len() == DEEPEST {
             return Err(refused(
                 ErrorKind::InvalidConfig,
-                &top.path,
+                top,
                 format!(
                     "more than {DEEPEST} images lie below this one; `qemu-img commit` or `qemu-img rebase` make them fewer"
                 ),
@@ -33,7 +48,7 @@ pub(crate) fn open(top: &Storage, header: &Header, config: &Config) -> Result<Ve
         let storage = Storage::open(&path, Claim::Read)?;
         if seen.contains(&storage.identity) {
             return Err(invalid(
-                &top.path,
+                top,
                 format!(
                     "the chain of backing files comes back to {}",
                     path.display()
@@ -49,7 +64,7 @@ pub(crate) fn open(top: &Storage, header: &Header, config: &Config) -> Result<Ve
             Format::Qcow => {
                 let (header, _) = read_header(&storage)?;
                 refuse_unreadable(&header, &path)?;
-                below = next(&path, &header)?;
+                below = next(&path, header.backing.as_ref())?;
                 let data = open_data_file(&path, &header, Claim::Read, config)?;
                 let layer = layer_of(storage, data, &header, None)?;
                 Backing::Qcow(Box::new(layer))
@@ -74,8 +89,8 @@ enum Format {
 }
 
 /// Where the image below lies, and what it is.
-fn next(path: &Path, header: &Header) -> Result<Option<(PathBuf, Format)>> {
-    let Some(backing) = &header.backing else {
+fn next(path: &Path, backing: Option<&header::Backing>) -> Result<Option<(PathBuf, Format)>> {
+    let Some(backing) = backing else {
         return Ok(None);
     };
     let name = backing.name.display();

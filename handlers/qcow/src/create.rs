@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
-use tcmu_handler::{Error, ErrorKind, Result};
+use tcmu_handler::{Config, Error, ErrorKind, Result};
 
-use crate::chain::beside;
+use crate::chain;
 use crate::entry::COPIED;
 use crate::fault::{failed, refused};
-use crate::header::{MAGIC, extension, incompatible};
+use crate::header::{Backing, MAGIC, extension, incompatible};
 use crate::layout::Layout;
 use crate::lock::{Claim, lock};
 use crate::options::{Create, Preallocation};
@@ -26,17 +26,12 @@ const HEADER: u32 = 112;
 const ZEROES: usize = 1 << 20;
 
 /// Makes an image for a disk of `size` bytes at `path`, unless there is a file already.
-pub(crate) fn create(path: &Path, how: &Create, size: u64) -> Result<()> {
-    let plan = Plan::new(path, how, size)?;
-    if let Some((name, _)) = &how.backing {
-        let below = beside(path, Path::new(name));
-        fs::metadata(&below).map_err(|error| {
-            Error::os(
-                format!("cannot use the backing file {}", below.display()),
-                error,
-            )
-        })?;
+pub(crate) fn create(path: &Path, how: &Create, size: u64, config: &Config) -> Result<()> {
+    if path.exists() {
+        return Ok(());
     }
+    let plan = Plan::new(path, how, size)?;
+    check_backing(path, how, config)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => file,
@@ -57,6 +52,19 @@ pub(crate) fn create(path: &Path, how: &Create, size: u64) -> Result<()> {
         let _ = fs::remove_file(path);
     }
     made
+}
+
+/// Says whether the image that is to lie below a new one can: before there is a new one, which nobody
+/// could use.
+pub(crate) fn check_backing(path: &Path, how: &Create, config: &Config) -> Result<()> {
+    let Some((name, format)) = &how.backing else {
+        return Ok(());
+    };
+    let backing = Backing {
+        name: name.into(),
+        format: Some(format.clone()),
+    };
+    chain::check(path, &backing, config)
 }
 
 /// Where everything lies in a new image, in clusters: one after the other.

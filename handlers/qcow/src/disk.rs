@@ -162,13 +162,12 @@ impl Disk {
 
     async fn write_zeroes(&self, io: &Io, storage: &Storage, extent: Extent) -> Result<()> {
         let memory = self.bounce(io, extent.len.min(ZEROES as u64) as usize)?;
-        let mut transfers = Transfers::new(io);
+        let mut transfers = Transfers::new(io, memory.view());
         let mut done = 0;
         while done < extent.len {
             let len = (extent.len - done).min(ZEROES as u64);
-            let buffer = part(&memory, len as usize);
             transfers
-                .write(storage, buffer, extent.offset + done, false)
+                .write(storage, 0..len as usize, extent.offset + done, false)
                 .await;
             done += len;
         }

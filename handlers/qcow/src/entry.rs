@@ -88,7 +88,7 @@ impl Entry {
         if self.is_compressed() {
             return Ok(None);
         }
-        if !host.is_multiple_of(layout.cluster_size()) {
+        if host & (layout.cluster_size() - 1) != 0 {
             return Err(Corrupt("a data cluster is not aligned"));
         }
         // With an external data file there is a cluster at 0, told by the flag.

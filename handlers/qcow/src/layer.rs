@@ -7,7 +7,7 @@ use crate::disk::Disk;
 use crate::entry::{Compressed, State};
 use crate::mapping::{Found, Mapping, Piece};
 use crate::storage::Storage;
-use crate::transfers::Transfers;
+use crate::transfers::{self, Transfers};
 
 /// A qcow2 image of a chain.
 #[derive(Debug)]
@@ -50,10 +50,22 @@ impl Layer {
             match self.mapping.find(offset, len) {
                 Ok(Found::Piece(piece)) => return Ok(piece),
                 Ok(Found::Missing(number)) => {
-                    self.mapping.load(io, &self.disk, number).await?;
+                    Box::pin(self.mapping.load(io, &self.disk, number)).await?;
                 }
                 Err(corrupt) => return Err(corrupt.at(&self.disk.storage.path, offset)),
             }
+        }
+    }
+
+    /// Where a range lies in the data file, if that is known and the range is one piece.
+    fn in_one_piece(&self, offset: u64, len: u64) -> Option<u64> {
+        match self.mapping.find(offset, len) {
+            Ok(Found::Piece(Piece {
+                state: State::Data { host, .. },
+                len: found,
+                ..
+            })) if found == len => Some(host),
+            _ => None,
         }
     }
 
@@ -112,7 +124,11 @@ pub(crate) async fn read(
     buffer: Buffer<'_>,
     offset: u64,
 ) -> Result<()> {
-    let mut transfers = Transfers::new(io);
+    // Most requests lie within one piece: they need no list of transfers.
+    if let Some(host) = top.in_one_piece(offset, buffer.len() as u64) {
+        return transfers::read(io, top.disk.data(), buffer, host).await;
+    }
+    let mut transfers = Transfers::new(io, buffer);
     let started = start(io, top, backing, buffer, offset, &mut transfers).await;
     let finished = transfers.finish().await;
     started.and(finished)
@@ -135,7 +151,7 @@ async fn start<'a>(
         let part = buffer.slice(done..end).unwrap_or(buffer);
         match origin {
             Origin::Zero => part.fill(0),
-            Origin::File(storage, host) => transfers.read(storage, part, host).await,
+            Origin::File(storage, host) => transfers.read(storage, done..end, host).await,
             Origin::Packed(layer, packed, within) => {
                 let bytes = Box::pin(layer.unpacker.unpack(io, &layer.disk, packed)).await?;
                 let from = within as usize;

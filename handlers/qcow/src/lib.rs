@@ -37,6 +37,7 @@ mod layer;
 mod layout;
 mod lock;
 mod mapping;
+mod number_map;
 mod open;
 mod options;
 mod range_lock;
@@ -68,7 +69,8 @@ qemu does it: nobody else may be writing to it, or to an image below. Raw images
 handler \"file\".
 
   readonly=on|off  on: serves the image for reading only, also to several LUNs. The default is off.
-  snapshot=NAME    Shows an internal snapshot, by its name or id, for reading only.
+  snapshot=NAME    Shows an internal snapshot, by its name or id, for reading only. Where there is none
+                   of that name, the message lists those that there are (try snapshot=?).
   create=on|off    on: makes an image as large as the LUN if there is no file. The default is off.
 
 With create=on:

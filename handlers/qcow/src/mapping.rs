@@ -1,7 +1,9 @@
 //! From guest offsets to what lies there: the L1 table and the slices of the L2 tables.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tcmu_handler::{ErrorKind, Io, Result};
 use tokio::sync::Mutex;
@@ -66,17 +68,15 @@ impl Mapping {
     /// What there is at `offset`, and how far it reaches, up to `len` bytes.
     pub(crate) fn find(&self, offset: u64, len: u64) -> Result<Found, Corrupt> {
         let layout = &self.layout;
-        let slice_end = (offset / layout.slice_span() + 1).saturating_mul(layout.slice_span());
         if self.table(offset)?.is_none() {
-            let table_end = (offset / layout.table_span() + 1).saturating_mul(layout.table_span());
             return Ok(Found::Piece(Piece {
                 state: State::Unallocated,
-                len: len.min(table_end - offset),
+                len: len.min(layout.table_end(offset) - offset),
                 dirty: false,
             }));
         }
-        let number = offset / layout.slice_span();
-        let end = offset.saturating_add(len).min(slice_end);
+        let number = layout.slice_of(offset);
+        let end = offset.saturating_add(len).min(layout.slice_end(offset));
         self.slices
             .with(number, |slice| run(slice, offset, end, layout))
             .map_or(Ok(Found::Missing(number)), |run| run.map(Found::Piece))
@@ -85,10 +85,10 @@ impl Mapping {
     /// Where the L2 table of a guest offset lies, if there is one, and whether nothing else refers
     /// to it.
     pub(crate) fn table(&self, offset: u64) -> Result<Option<(u64, bool)>, Corrupt> {
-        let index = (offset / self.layout.table_span()) as usize;
+        let index = self.layout.table_of(offset) as usize;
         let entry = self.l1.borrow().get(index).copied().unwrap_or(0);
         let host = entry & OFFSET;
-        if !host.is_multiple_of(self.layout.cluster_size()) {
+        if host & (self.layout.cluster_size() - 1) != 0 {
             return Err(Corrupt("an L2 table is not aligned"));
         }
         Ok((host != 0).then_some((host, entry & COPIED != 0)))
@@ -123,8 +123,8 @@ impl Mapping {
         let table = self
             .table(offset)
             .map_err(|corrupt| corrupt.at(&disk.storage.path, offset))?;
-        let within = offset % self.layout.table_span() / self.layout.slice_span();
-        Ok(table.map(|(host, _)| host + within * self.layout.slice_size()))
+        let number = self.layout.slice_of(offset);
+        Ok(table.map(|(host, _)| host + self.layout.slice_within(number)))
     }
 
     /// Notes that a slice was changed.
@@ -145,6 +145,8 @@ impl Mapping {
         if slice.has_written(wanted) {
             return Ok(());
         }
+        // Requests that came together change the same slice: one write is enough for them.
+        let_others_run().await;
         disk.barrier.check(&disk.storage)?;
         let offset = slice.number.saturating_mul(self.layout.slice_span());
         let Some(host) = self.host_of(disk, offset)? else {
@@ -204,14 +206,26 @@ impl Mapping {
     }
 }
 
+/// Lets all others run first that are ready to.
+async fn let_others_run() {
+    let mut has_waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// How far the state at `offset` reaches, up to `end`.
 fn run(slice: &Slice, offset: u64, end: u64, layout: &Layout) -> Result<Piece, Corrupt> {
     let state_at = |at: u64| {
         let entry = slice.entry(at >> layout.cluster_bits, layout);
-        let sub = at % layout.cluster_size() / layout.sub_size();
-        entry.state(sub, layout)
+        entry.state(layout.sub_of(at), layout)
     };
-    let into = offset % layout.sub_size();
+    let into = offset & (layout.sub_size() - 1);
     let first = match state_at(offset)? {
         State::Data { host, owned } => State::Data {
             host: host + into,

@@ -14,7 +14,7 @@ use crate::allocator::Allocator;
 use crate::bitmap::{self, Bitmap};
 use crate::chain;
 use crate::compress::Unpacker;
-use crate::create::create;
+use crate::create::{check_backing, create};
 use crate::disk::{Disk, SECTOR};
 use crate::fault::{invalid, refused};
 use crate::header::{Header, autoclear, field, incompatible};
@@ -34,7 +34,10 @@ const PAGE: u32 = 4096;
 
 /// Says whether an image could be opened, without changing anything.
 pub(crate) fn check(options: &Options) -> Result<()> {
-    if options.create.is_some() && !options.path.exists() {
+    if let Some(how) = &options.create
+        && !options.path.exists()
+    {
+        check_backing(&options.path, how, &options.config)?;
         let parent = options.path.parent().unwrap_or(Path::new("/"));
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         return rustix::fs::access(parent, access).map_err(|errno| {
@@ -50,7 +53,7 @@ pub(crate) fn check(options: &Options) -> Result<()> {
 /// Opens an image, or makes it.
 pub(crate) fn open(options: &Options, request: &OpenRequest) -> Result<QcowImage> {
     if let Some(how) = &options.create {
-        create(&options.path, how, request.size)?;
+        create(&options.path, how, request.size, &options.config)?;
     }
     let looked = Looked::at(options)?;
     let size = looked.size();
@@ -308,16 +311,10 @@ fn find(snapshots: &[Snapshot], wanted: &str, path: &Path) -> Result<Snapshot> {
         .or_else(|| snapshots.iter().find(|snapshot| snapshot.id == wanted))
         .cloned()
         .ok_or_else(|| {
-            let names: Vec<&str> = snapshots.iter().map(|s| s.name.as_str()).collect();
-            let there_are = if names.is_empty() {
-                "the image has none".into()
-            } else {
-                format!("there are {}", names.join(", "))
-            };
             refused(
                 ErrorKind::NotFound,
                 path,
-                format!("no snapshot \"{wanted}\": {there_are}"),
+                format!("no snapshot {wanted:?}: {}", snapshot::list(snapshots)),
             )
         })
 }

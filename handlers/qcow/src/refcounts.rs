@@ -1,12 +1,13 @@
 //! The refcounts of the host clusters: the refcount table, and a cache of its blocks.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use tcmu_handler::{ErrorKind, Io, Result};
 
 use crate::disk::Disk;
 use crate::fault::{invalid, refused};
 use crate::layout::Layout;
+use crate::number_map::NumberMap;
 
 /// Bytes of refcount blocks that are kept in memory at the most.
 const CACHE: u64 = 4 << 20;
@@ -66,7 +67,7 @@ pub(crate) struct Refcounts {
     table_offset: u64,
     /// Blocks that the table in the file does not name yet.
     fresh: BTreeMap<u64, u64>,
-    parts: HashMap<u64, Part>,
+    parts: NumberMap<Part>,
     queue: VecDeque<u64>,
 }
 
@@ -79,7 +80,7 @@ impl Refcounts {
             table,
             table_offset,
             fresh: BTreeMap::new(),
-            parts: HashMap::new(),
+            parts: NumberMap::default(),
             queue: VecDeque::new(),
         }
     }

@@ -5,7 +5,7 @@
 //! Requests that change the same slice at the same time share the write.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::entry::Entry;
 use crate::layout::Layout;
+use crate::number_map::NumberMap;
 
 /// How many slices are looked at before the cache is allowed to be too large for a moment.
 const ATTEMPTS: usize = 64;
@@ -77,15 +78,16 @@ impl Slice {
     }
 
     fn place(&self, cluster: u64, layout: &Layout) -> usize {
-        (cluster % layout.slice_entries()) as usize * layout.entry_words()
+        (cluster & (layout.slice_entries() - 1)) as usize * layout.entry_words()
     }
 
     /// The slice as it stands in the file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.words
-            .iter()
-            .flat_map(|word| word.load(Ordering::Relaxed).to_be_bytes())
-            .collect()
+        let mut bytes = vec![0; self.words.len() * 8];
+        for (place, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(&self.words) {
+            *place = word.load(Ordering::Relaxed).to_be_bytes();
+        }
+        bytes
     }
 
     /// Whether there are changes that are not in the file.
@@ -110,7 +112,7 @@ impl Slice {
 /// The slices in memory.
 #[derive(Debug)]
 pub(crate) struct Slices {
-    cached: RefCell<HashMap<u64, Arc<Slice>>>,
+    cached: RefCell<NumberMap<Arc<Slice>>>,
     /// The order in which slices are looked at for eviction.
     queue: RefCell<VecDeque<u64>>,
     loading: RefCell<HashSet<u64>>,

@@ -14,6 +14,8 @@ const FIXED: usize = 40;
 const EXTRA: usize = 1024;
 /// qemu reads no longer table.
 const LARGEST: usize = 64 << 20;
+/// So many snapshots fit into a message.
+const LISTED: usize = 20;
 /// The largest L1 table in entries.
 const LARGEST_L1: u32 = (32 << 20) / 8;
 
@@ -46,6 +48,31 @@ pub(crate) fn read(storage: &Storage, header: &Header) -> Result<(Vec<Snapshot>,
         snapshots.push(table.next(header)?);
     }
     Ok((snapshots, table.at as u64))
+}
+
+/// What there is, for people: names, ids and sizes.
+pub(crate) fn list(snapshots: &[Snapshot]) -> String {
+    if snapshots.is_empty() {
+        return "the image has none".into();
+    }
+    let described: Vec<String> = snapshots
+        .iter()
+        .take(LISTED)
+        .map(|snapshot| {
+            // Whoever made the image chose the names.
+            let Snapshot { id, name, size, .. } = snapshot;
+            format!(
+                "{} (id {}, {size} bytes)",
+                name.escape_debug(),
+                id.escape_debug()
+            )
+        })
+        .collect();
+    let more = match snapshots.len() - described.len() {
+        0 => String::new(),
+        more => format!(", and {more} more; `qemu-img snapshot -l` lists all"),
+    };
+    format!("there are {}{more}", described.join(", "))
 }
 
 struct Table<'a> {

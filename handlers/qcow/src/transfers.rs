@@ -1,27 +1,31 @@
-//! Several transfers of one request at once, without an allocation.
+//! Transfers between a request's memory and the files: one, or several at once, without an
+//! allocation.
 
 use std::io;
+use std::ops::Range;
 
 use tcmu_handler::{Buffer, Error, ErrorKind, Io, IoFuture, Operation, Result};
 
 use crate::fault::failed;
 use crate::storage::Storage;
 
-/// How many transfers of a request run at the same time.
-const WIDTH: usize = 16;
+/// How many transfers of a request run at the same time. They lie in the request's future, which is
+/// moved once per request.
+const WIDTH: usize = 8;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Read,
     Write { durable: bool },
 }
 
+/// A transfer that is under way.
 struct Transfer<'a> {
     future: IoFuture<'a>,
-    way: Way,
     storage: &'a Storage,
-    buffer: Buffer<'a>,
     offset: u64,
+    part: Range<usize>,
+    way: Way,
 }
 
 /// The transfers of one request that are under way.
@@ -30,50 +34,56 @@ struct Transfer<'a> {
 /// kernel uses the request's memory until then.
 pub(crate) struct Transfers<'a> {
     io: &'a Io,
+    /// The memory that all of them are parts of.
+    buffer: Buffer<'a>,
     running: [Option<Transfer<'a>>; WIDTH],
     oldest: usize,
     error: Option<Error>,
 }
 
 impl<'a> Transfers<'a> {
-    pub(crate) fn new(io: &'a Io) -> Self {
+    /// Transfers of parts of `buffer`.
+    pub(crate) fn new(io: &'a Io, buffer: Buffer<'a>) -> Self {
         Self {
             io,
+            buffer,
             running: [const { None }; WIDTH],
             oldest: 0,
             error: None,
         }
     }
 
-    /// Starts filling `buffer` from `offset` on. What lies beyond the end of the file is zero.
-    pub(crate) async fn read(&mut self, storage: &'a Storage, buffer: Buffer<'a>, offset: u64) {
-        self.start(Way::Read, storage, buffer, offset).await;
+    /// Starts filling a part of the buffer from `offset` on. What lies beyond the end of the file is
+    /// zero.
+    pub(crate) async fn read(&mut self, storage: &'a Storage, part: Range<usize>, offset: u64) {
+        self.start(Way::Read, storage, part, offset).await;
     }
 
-    /// Starts writing `buffer` at `offset`.
+    /// Starts writing a part of the buffer at `offset`.
     pub(crate) async fn write(
         &mut self,
         storage: &'a Storage,
-        buffer: Buffer<'a>,
+        part: Range<usize>,
         offset: u64,
         durable: bool,
     ) {
-        self.start(Way::Write { durable }, storage, buffer, offset)
+        self.start(Way::Write { durable }, storage, part, offset)
             .await;
     }
 
-    async fn start(&mut self, way: Way, storage: &'a Storage, buffer: Buffer<'a>, offset: u64) {
+    async fn start(&mut self, way: Way, storage: &'a Storage, part: Range<usize>, offset: u64) {
         let place = self.oldest;
         if let Some(transfer) = self.running[place].take() {
             self.complete(transfer).await;
         }
+        let buffer = self.part(&part);
         let future = self.io.submit(operation(way, storage, buffer, offset));
         self.running[place] = Some(Transfer {
             future,
-            way,
             storage,
-            buffer,
             offset,
+            part,
+            way,
         });
         self.oldest = (place + 1) % WIDTH;
     }
@@ -89,59 +99,23 @@ impl<'a> Transfers<'a> {
         self.error.take().map_or(Ok(()), Err)
     }
 
-    /// Waits for a transfer, and for what the kernel left of it.
     async fn complete(&mut self, transfer: Transfer<'a>) {
         let Transfer {
             future,
-            way,
             storage,
-            mut buffer,
-            mut offset,
+            offset,
+            part,
+            way,
         } = transfer;
-        let mut result = future.await;
-        loop {
-            let error = match result {
-                Ok(0) if way == Way::Read => {
-                    buffer.fill(0);
-                    return;
-                }
-                Ok(0) => io::ErrorKind::WriteZero.into(),
-                Ok(count) => {
-                    let count = count as usize;
-                    if count >= buffer.len() {
-                        return;
-                    }
-                    offset += count as u64;
-                    match buffer.slice(count..buffer.len()) {
-                        Ok(rest) => buffer = rest,
-                        Err(error) => return self.note(way, storage, io::Error::other(error)),
-                    }
-                    result = self
-                        .io
-                        .submit(operation(way, storage, buffer, offset))
-                        .await;
-                    continue;
-                }
-                Err(error) if again(&error) => {
-                    result = self
-                        .io
-                        .submit(operation(way, storage, buffer, offset))
-                        .await;
-                    continue;
-                }
-                Err(error) => error,
-            };
-            return self.note(way, storage, error);
+        let buffer = self.part(&part);
+        let result = future.await;
+        if let Err(error) = complete(self.io, way, storage, buffer, offset, result).await {
+            self.error.get_or_insert(error);
         }
     }
 
-    fn note(&mut self, way: Way, storage: &Storage, error: io::Error) {
-        let (kind, doing) = match way {
-            Way::Read => (ErrorKind::Read, "reading"),
-            Way::Write { .. } => (ErrorKind::Write, "writing"),
-        };
-        let error = failed(kind, doing, &storage.path, error);
-        self.error.get_or_insert(error);
+    fn part(&self, part: &Range<usize>) -> Buffer<'a> {
+        self.buffer.slice(part.clone()).unwrap_or(self.buffer)
     }
 }
 
@@ -152,9 +126,7 @@ pub(crate) async fn read(
     buffer: Buffer<'_>,
     offset: u64,
 ) -> Result<()> {
-    let mut transfers = Transfers::new(io);
-    transfers.read(storage, buffer, offset).await;
-    transfers.finish().await
+    transfer(io, Way::Read, storage, buffer, offset).await
 }
 
 /// Writes `buffer` at `offset`.
@@ -165,9 +137,56 @@ pub(crate) async fn write(
     offset: u64,
     durable: bool,
 ) -> Result<()> {
-    let mut transfers = Transfers::new(io);
-    transfers.write(storage, buffer, offset, durable).await;
-    transfers.finish().await
+    transfer(io, Way::Write { durable }, storage, buffer, offset).await
+}
+
+async fn transfer(
+    io: &Io,
+    way: Way,
+    storage: &Storage,
+    buffer: Buffer<'_>,
+    offset: u64,
+) -> Result<()> {
+    let result = io.submit(operation(way, storage, buffer, offset)).await;
+    complete(io, way, storage, buffer, offset, result).await
+}
+
+/// Sees to what the kernel has left of a transfer.
+async fn complete(
+    io: &Io,
+    way: Way,
+    storage: &Storage,
+    mut buffer: Buffer<'_>,
+    mut offset: u64,
+    mut result: io::Result<u32>,
+) -> Result<()> {
+    loop {
+        let error = match result {
+            Ok(count) if count as usize >= buffer.len() => return Ok(()),
+            Ok(0) if way == Way::Read => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            Ok(0) => io::ErrorKind::WriteZero.into(),
+            Ok(count) => {
+                let count = count as usize;
+                offset += count as u64;
+                buffer = buffer.slice(count..buffer.len()).unwrap_or(buffer);
+                result = io.submit(operation(way, storage, buffer, offset)).await;
+                continue;
+            }
+            Err(error) if again(&error) => {
+                result = io.submit(operation(way, storage, buffer, offset)).await;
+                continue;
+            }
+            Err(error) => error,
+        };
+        let (kind, doing) = match way {
+            Way::Read => (ErrorKind::Read, "reading"),
+            Way::Write { .. } => (ErrorKind::Write, "writing"),
+        };
+        return Err(failed(kind, doing, &storage.path, error));
+    }
 }
 
 fn operation<'a>(way: Way, storage: &'a Storage, buffer: Buffer<'a>, offset: u64) -> Operation<'a> {

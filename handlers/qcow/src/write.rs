@@ -7,7 +7,8 @@ use crate::entry::State;
 use crate::fault::refused;
 use crate::image::QcowImage;
 use crate::layer::Layer;
-use crate::transfers::Transfers;
+use crate::mapping::Piece;
+use crate::transfers::{self, Transfers};
 
 /// What is left to do when all transfers of a write have ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,24 +30,42 @@ impl QcowImage {
         offset: u64,
         fua: bool,
     ) -> Result<()> {
-        let after = {
+        let mut after = After::default();
+        {
             let _inside = self.writer()?.allocator.grace.enter();
-            let mut transfers = Transfers::new(io);
-            let started = self
-                .start_writing(io, buffer, offset, fua, &mut transfers)
-                .await;
-            transfers.finish().await.and(started)?
-        };
+            let piece = self.top.find(io, offset, buffer.len() as u64).await?;
+            let place = self.in_place(&piece, fua, &mut after)?;
+            // Most requests lie within one piece: they need no list of transfers.
+            if let Some((host, durable)) = place
+                && piece.len == buffer.len() as u64
+            {
+                transfers::write(io, self.top.disk.data(), buffer, host, durable).await?;
+            } else {
+                let mut transfers = Transfers::new(io, buffer);
+                let started = self
+                    .start_writing(io, buffer, offset, fua, &mut transfers)
+                    .await;
+                after = transfers.finish().await.and(started)?;
+            }
+        }
         if after.flush {
-            self.make_durable(io).await?;
+            Box::pin(self.make_durable(io)).await?;
         } else if after.settle {
             let Layer { disk, mapping, .. } = &self.top;
-            mapping.settle(io, disk).await?;
+            Box::pin(mapping.settle(io, disk)).await?;
         }
         if after.allocated {
-            self.tidy(io).await?;
+            Box::pin(self.after_allocating(io)).await?;
         }
         Ok(())
+    }
+
+    async fn after_allocating(&self, io: &Io) -> Result<()> {
+        let allocator = &self.writer()?.allocator;
+        if allocator.is_low() {
+            allocator.look_ahead(io, &self.top.disk).await;
+        }
+        self.tidy(io).await
     }
 
     async fn start_writing<'a>(
@@ -64,24 +83,32 @@ impl QcowImage {
             let at = offset + done as u64;
             let rest = buffer.slice(done..buffer.len()).unwrap_or(buffer);
             let piece = self.top.find(io, at, rest.len() as u64).await?;
-            let State::Data { host, owned: true } = piece.state else {
+            let Some((host, durable)) = self.in_place(&piece, fua, &mut after)? else {
                 let payload = Payload::Bytes(rest);
                 done += Box::pin(self.allocate(io, payload, at)).await? as usize;
                 after.allocated = true;
-                after.flush = fua;
+                after.flush |= fua;
                 continue;
             };
-            self.refuse_tables(host, piece.len)?;
-            after.settle |= piece.dirty;
-            // One durable write is enough if what leads to the data is durable already.
-            let alone = !piece.dirty && disk.barrier.is_settled();
-            after.flush |= fua && !alone;
             let end = done + piece.len as usize;
-            let part = buffer.slice(done..end).unwrap_or(buffer);
-            transfers.write(disk.data(), part, host, fua && alone).await;
+            transfers.write(disk.data(), done..end, host, durable).await;
             done = end;
         }
         Ok(after)
+    }
+
+    /// Where a piece is written in place, and whether that write has to be durable by itself;
+    /// nothing if it needs another mapping.
+    fn in_place(&self, piece: &Piece, fua: bool, after: &mut After) -> Result<Option<(u64, bool)>> {
+        let State::Data { host, owned: true } = piece.state else {
+            return Ok(None);
+        };
+        self.refuse_tables(host, piece.len)?;
+        after.settle |= piece.dirty;
+        // One durable write is enough if what leads to the data is durable already.
+        let alone = !piece.dirty && self.top.disk.barrier.is_settled();
+        after.flush |= fua && !alone;
+        Ok(Some((host, fua && alone)))
     }
 
     /// Keeps guest data from the image's own tables, whatever a damaged mapping says.

@@ -91,8 +91,7 @@ impl QcowImage {
         } = self.writer()?;
         let Layer { disk, mapping, .. } = &self.top;
         let layout = &mapping.layout;
-        let slice_end = (at / layout.slice_span() + 1).saturating_mul(layout.slice_span());
-        let end = (at + len).min(slice_end);
+        let end = (at + len).min(layout.slice_end(at));
         let clusters = at >> layout.cluster_bits..=(end - 1) >> layout.cluster_bits;
         let _held = changing.lock(clusters.clone()).await;
         let slice = self.own_slice(io, at).await?;

@@ -46,3 +46,27 @@ fn a_header_leads_nowhere_else() {
         }
     }
 }
+
+#[test]
+fn nothing_is_made_that_would_lead_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("inside");
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::write(folder.path().join("secret"), vec![7; SIZE as usize]).unwrap();
+    let image = inside.join("new");
+    let options = "create=on;backing=../secret;backing_format=raw";
+    let mut config: Config = format!("{};{options}", image.display()).parse().unwrap();
+    let allowed = AllowedPaths::new([inside.clone()]);
+    config.restrict(Arc::new(allowed)).unwrap();
+    let checked = QcowHandler.check(&config).unwrap_err();
+    let request = OpenRequest {
+        config,
+        size: SIZE,
+        block_size: 512,
+    };
+    let opened = QcowHandler.open(&request).map(drop).unwrap_err();
+    for error in [checked, opened] {
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    }
+    assert!(!image.exists());
+}

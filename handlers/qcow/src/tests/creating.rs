@@ -77,11 +77,16 @@ fn what_is_there_is_left_alone() {
 fn what_cannot_be_made_leaves_nothing() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("a.qcow2");
+    fs::write(folder.path().join("raw"), [1; 512]).unwrap();
+    let used = open(&folder.path().join("used"), ";create=on", 1 << 20);
     for (options, size) in [
         (";cluster_size=512", 1 << 40),
         (";backing=missing;backing_format=raw", 1 << 20),
+        (";backing=raw;backing_format=qcow2", 1 << 20),
+        (";backing=used;backing_format=qcow2", 1 << 20),
     ] {
         assert!(open(&path, &format!(";create=on{options}"), size).is_err());
         assert!(!path.exists(), "{options}");
     }
+    drop(used.unwrap());
 }

@@ -331,6 +331,10 @@ impl Wake for Flag {
 /// A future and whether it was woken.
 type Running<'a, T> = (Pin<Box<dyn Future<Output = T> + 'a>>, Arc<Flag>);
 
+fn is_awake<T>((_, flag): &Running<'_, T>) -> bool {
+    flag.0.load(Ordering::Acquire)
+}
+
 /// Futures that run together on one thread.
 pub(super) struct Together<'a, T> {
     engine: Rc<Disordered>,
@@ -366,12 +370,23 @@ impl<'a, T> Together<'a, T> {
             if let Some(output) = self.poll() {
                 return Some(output);
             }
-            let awake = |(_, flag): &Running<'_, T>| flag.0.load(Ordering::Acquire);
             assert!(
-                self.engine.step() || self.running.iter().any(awake),
+                self.engine.step() || self.running.iter().any(is_awake),
                 "{} requests wait for each other",
                 self.running.len()
             );
+        }
+    }
+
+    /// Runs until nothing moves any more; returns the output of the first to end, if one does.
+    pub(super) fn run_dry(&mut self) -> Option<T> {
+        loop {
+            if let Some(output) = self.poll() {
+                return Some(output);
+            }
+            if !self.engine.step() && !self.running.iter().any(is_awake) {
+                return None;
+            }
         }
     }
 

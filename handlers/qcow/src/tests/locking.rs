@@ -1,13 +1,12 @@
 //! qemu and this handler exclude each other.
 
-use std::io::Read as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use tcmu_handler::ErrorKind;
 use tempfile::tempdir;
 
+use super::nbd::Server;
 use super::{open, qemu};
 
 const SIZE: u64 = 1 << 20;
@@ -74,38 +73,17 @@ fn we_do_not_touch_what_qemu_serves() {
         folder.path().join("a.qcow2"),
         folder.path().join("base.qcow2"),
     );
-    let socket = folder.path().join("socket");
-    let mut server = Command::new("qemu-nbd")
-        .args(["--persistent", "--format=qcow2", "--socket"])
-        .arg(&socket)
-        .arg(&path)
-        .spawn()
-        .unwrap();
-    wait_for_greeting(&mut server, &socket);
+    let server = Server::start(&path, &[]);
     let mut errors = Vec::new();
     for (path, options) in [(&path, ""), (&path, ";readonly=on"), (&base, "")] {
         errors.push(open(path, options, SIZE).map(drop));
     }
     // Both sides only read the image below.
     let shared = open(&base, ";readonly=on", SIZE).map(drop);
-    server.kill().unwrap();
-    server.wait().unwrap();
+    drop(server);
     for error in errors {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::InUse);
     }
     shared.unwrap();
     open(&path, "", SIZE).map(drop).unwrap();
-}
-
-/// Waits until the server has opened its image: the socket is there before that, but nobody is greeted.
-fn wait_for_greeting(server: &mut Child, socket: &Path) {
-    let mut client = loop {
-        match UnixStream::connect(socket) {
-            Ok(client) => break client,
-            Err(_) => assert!(server.try_wait().unwrap().is_none(), "qemu-nbd has ended"),
-        }
-    };
-    let mut greeting = [0; 8];
-    client.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"NBDMAGIC");
 }

@@ -17,6 +17,7 @@ use super::model::{Allowed, End, SECTOR};
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
 use super::{open, qemu};
+use crate::QcowImage;
 use crate::bitmap;
 use crate::check::{Contents, Report, check};
 use crate::lock::Claim;
@@ -26,7 +27,7 @@ use crate::storage::Storage;
 
 /// What a cut leaves of what was not flushed.
 #[derive(Clone, Copy, Debug)]
-enum Left {
+pub(super) enum Left {
     Nothing,
     Everything,
     SomeWrites,
@@ -45,11 +46,21 @@ impl Left {
 
 /// The files of an image on a medium.
 #[derive(Clone)]
-struct Medium {
+pub(super) struct Medium {
     files: HashMap<i32, (PathBuf, Vec<u8>)>,
 }
 
 impl Medium {
+    /// The medium of an image of one file, which is durable as it is.
+    pub(super) fn of(image: &QcowImage) -> Self {
+        let storage = &image.top.disk.storage;
+        let name = PathBuf::from(storage.path.file_name().unwrap());
+        let bytes = std::fs::read(&storage.path).unwrap();
+        Self {
+            files: HashMap::from([(storage.file.as_raw_fd(), (name, bytes))]),
+        }
+    }
+
     fn apply(&mut self, record: &Record, keep: &mut dyn FnMut() -> bool) {
         let (file, offset, bytes) = match record {
             Record::Write {
@@ -85,7 +96,7 @@ impl Medium {
     }
 
     /// What is there after a cut behind `log`.
-    fn after(&self, log: &[Record], left: Left, random: &mut Random) -> Self {
+    pub(super) fn after(&self, log: &[Record], left: Left, random: &mut Random) -> Self {
         let mut covered: HashMap<i32, usize> = HashMap::new();
         for record in log {
             if let Record::Sync { file, covers } = record {
@@ -112,7 +123,7 @@ impl Medium {
         medium
     }
 
-    fn store(&self, folder: &Path) {
+    pub(super) fn store(&self, folder: &Path) {
         for (name, bytes) in self.files.values() {
             std::fs::write(folder.join(name), bytes).unwrap();
         }
@@ -120,7 +131,7 @@ impl Medium {
 }
 
 /// Checks an image with the engine's own checker; returns what is wrong.
-fn errors(path: &Path) -> Vec<String> {
+pub(super) fn errors(path: &Path) -> Vec<String> {
     let report = report(path);
     match report.errors + report.too_low {
         0 => Vec::new(),
@@ -250,12 +261,7 @@ fn what_is_unmapped_during_a_flush() {
     let flags = WriteFlags::default();
     engine::run(&engine, image.write(&io, data.view(), 0, flags)).unwrap();
     engine::run(&engine, image.flush(&io)).unwrap();
-    let storage = &image.top.disk.storage;
-    let bytes = std::fs::read(&path).unwrap();
-    let file = storage.file.as_raw_fd();
-    let medium = Medium {
-        files: HashMap::from([(file, (PathBuf::from("a.qcow2"), bytes))]),
-    };
+    let medium = Medium::of(&image);
 
     engine.logs.set(true);
     engine.hold.set(Some(Kind::Sync));
@@ -302,10 +308,7 @@ fn old_bytes_of_free_clusters_never_show() {
     }
     std::fs::write(&path, &bytes).unwrap();
     let image = open(&path, "", SIZE).unwrap();
-    let file = image.top.disk.storage.file.as_raw_fd();
-    let medium = Medium {
-        files: HashMap::from([(file, (PathBuf::from("a.qcow2"), bytes))]),
-    };
+    let medium = Medium::of(&image);
     let engine = Disordered::new(8);
     let io = engine.io();
     engine.logs.set(true);
@@ -345,11 +348,7 @@ fn while_the_image_is_enlarged() {
         let path = variant.make(folder.path());
         let before = qemu::contents(&path);
         let image = open(&path, "", SIZE).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        let file = image.top.disk.storage.file.as_raw_fd();
-        let medium = Medium {
-            files: HashMap::from([(file, (PathBuf::from("a.qcow2"), bytes))]),
-        };
+        let medium = Medium::of(&image);
         let engine = Disordered::new(8);
         let io = engine.io();
         engine.logs.set(true);
@@ -379,7 +378,7 @@ fn while_the_image_is_enlarged() {
 }
 
 /// The first bytes of a disk, at most `len`.
-fn read_start(image: &crate::QcowImage, len: u64) -> Vec<u8> {
+pub(super) fn read_start(image: &QcowImage, len: u64) -> Vec<u8> {
     let engine = Disordered::new(1);
     let io = engine.io();
     let target = buffer(image.capabilities().size.min(len) as usize);

@@ -61,6 +61,7 @@ fn a_snapshot_that_is_not_there() {
         .find(|variant| variant.name == "with a snapshot")
         .unwrap();
     let path = variant.make(folder.path());
-    let error = open(&path, ";snapshot=two", SIZE).map(drop).unwrap_err();
-    assert!(error.to_string().contains("there are one"), "{error}");
+    let error = open(&path, ";snapshot=?", SIZE).map(drop).unwrap_err();
+    let words = format!("there are one (id 1, {SIZE} bytes)");
+    assert!(error.to_string().contains(&words), "{error}");
 }
