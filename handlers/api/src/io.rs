@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 
@@ -58,6 +59,32 @@ pub enum Operation<'a> {
         /// The range.
         extent: Extent,
     },
+    /// Sends these parts, one behind the other, through a connected stream socket without
+    /// `O_NONBLOCK`. Fewer bytes are sent only if the connection ends, the operation is cancelled, or
+    /// there are more pieces than the kernel takes at once. No signal is raised if nobody listens.
+    Send {
+        /// The socket.
+        socket: &'a File,
+        /// Where the bytes come from.
+        parts: &'a [Buffer<'a>],
+    },
+    /// Receives what comes through such a socket into these parts, one behind the other; 0 bytes
+    /// mean that the other side has ended the connection.
+    Receive {
+        /// The socket.
+        socket: &'a File,
+        /// Where the bytes go.
+        parts: &'a [Buffer<'a>],
+        /// Waits until all parts are full, with the exceptions of [`Send`](Self::Send). Otherwise
+        /// whatever there is will do.
+        whole: bool,
+    },
+    /// Ends, with 0, after this time. The only operation that ends early if it is
+    /// [forgotten](Engine::forget).
+    Wait {
+        /// How long, counted from when the kernel gets to know of it.
+        time: Duration,
+    },
 }
 
 /// Names an operation that was submitted and not yet taken back.
@@ -75,7 +102,8 @@ pub trait Engine {
     /// Asks for the operation's result: bytes done, or the kernel's error.
     fn poll(&self, ticket: Ticket, context: &mut Context<'_>) -> Poll<io::Result<u32>>;
 
-    /// Nobody waits for this operation any more. It still runs to its end.
+    /// Nobody waits for this operation any more. It still runs to its end, unless it is one that only
+    /// [waits](Operation::Wait).
     fn forget(&self, ticket: Ticket);
 
     /// Runs `job` on one of a bounded number of threads.
@@ -110,6 +138,22 @@ impl Io {
             engine: &*self.engine,
             ticket: Some(self.engine.submit(operation)),
         }
+    }
+
+    /// Starts an operation that several tasks take turns to wait for, with [`poll`](Self::poll). The
+    /// ticket must be given back: by a poll that is ready, or by [`forget`](Self::forget).
+    pub fn start(&self, operation: Operation<'_>) -> Ticket {
+        self.engine.submit(operation)
+    }
+
+    /// Asks for the result of an operation; the task that asked last is woken when there is one.
+    pub fn poll(&self, ticket: Ticket, context: &mut Context<'_>) -> Poll<io::Result<u32>> {
+        self.engine.poll(ticket, context)
+    }
+
+    /// Gives up waiting for an operation, as if its future were dropped.
+    pub fn forget(&self, ticket: Ticket) {
+        self.engine.forget(ticket);
     }
 
     /// Fills the whole buffer from `offset` on.

@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use tcmu::mapping::Mapping;
-use tcmu_handler::{Engine, File, Memory, Operation, OwnedBuffer, Segment, Ticket};
+use tcmu_handler::{Buffer, Engine, File, Memory, Operation, OwnedBuffer, Segment, Ticket};
 
 use super::age;
 use super::blocking::BlockingPool;
@@ -122,8 +123,12 @@ struct Slot {
     waker: Option<Waker>,
     /// Read by the kernel while the operation runs.
     segments: Vec<libc::iovec>,
+    /// The same, and written to; at an address that does not change.
+    message: Option<Box<libc::msghdr>>,
+    /// Read by the kernel when it gets the operation. Only operations that wait have it.
+    time: Option<Box<types::Timespec>>,
     file: Option<File>,
-    memory: Option<Arc<dyn Memory>>,
+    memories: Vec<Arc<dyn Memory>>,
 }
 
 /// How much a reactor has done so far.
@@ -147,6 +152,8 @@ struct Inner {
     running: usize,
     /// Those of them that nobody waits for.
     forgotten: usize,
+    /// Those of them that only wait for a time to be over.
+    waits: usize,
     counters: Counters,
 }
 
@@ -166,6 +173,7 @@ impl UringEngine {
             backlog: VecDeque::new(),
             running: 0,
             forgotten: 0,
+            waits: 0,
             counters: Counters::default(),
         };
         Ok(Self {
@@ -232,7 +240,7 @@ impl UringEngine {
                     place: place as u32,
                     generation: 0,
                 };
-                let entry = opcode::AsyncCancel::new(user_data(Kind::Operation, source))
+                let entry = opcode::AsyncCancel::new(operation(place as u32))
                     .build()
                     .flags(squeue::Flags::SKIP_SUCCESS)
                     .user_data(user_data(Kind::Abort, source));
@@ -256,7 +264,7 @@ impl UringEngine {
 
     /// Whether the kernel works on operations.
     pub(crate) fn is_busy(&self) -> bool {
-        self.inner.borrow().running > 0
+        self.inner.borrow().works()
     }
 
     /// Whether operations run that nobody waits for any more.
@@ -286,6 +294,11 @@ fn create_uring() -> io::Result<IoUring> {
 }
 
 impl Inner {
+    /// Whether the kernel works on an operation, and may touch its memory.
+    fn works(&self) -> bool {
+        self.running > self.waits
+    }
+
     fn push(&mut self, entry: squeue::Entry) {
         if self.backlog.is_empty() && self.push_now(&entry) {
             return;
@@ -352,6 +365,7 @@ impl Inner {
             free,
             running,
             forgotten,
+            waits,
             ..
         } = self;
         for entry in uring.completion() {
@@ -363,6 +377,7 @@ impl Inner {
                         continue;
                     };
                     *running -= 1;
+                    *waits -= usize::from(slot.time.is_some());
                     if slot.state == State::Forgotten {
                         *forgotten -= 1;
                         slot.release();
@@ -418,20 +433,40 @@ impl Inner {
                 state: State::Free,
                 waker: None,
                 segments: Vec::new(),
+                message: None,
+                time: None,
                 file: None,
-                memory: None,
+                memories: Vec::new(),
             });
             self.slots.len() as u32 - 1
         })
     }
+
+    /// Starts an operation that has its slot.
+    fn run(&mut self, place: u32, entry: squeue::Entry) -> Ticket {
+        self.counters.operations += 1;
+        self.running += 1;
+        self.push(entry.user_data(operation(place)));
+        Ticket(place)
+    }
+}
+
+/// The user data of the operation in a slot.
+fn operation(place: u32) -> u64 {
+    let source = Source {
+        place,
+        generation: 0,
+    };
+    user_data(Kind::Operation, source)
 }
 
 impl Slot {
     fn release(&mut self) {
         self.state = State::Free;
         self.waker = None;
+        self.time = None;
         self.file = None;
-        self.memory = None;
+        self.memories.clear();
         self.segments.clear();
     }
 
@@ -441,20 +476,36 @@ impl Slot {
     }
 
     /// Notes the segments of a transfer, as many as one operation takes.
-    fn set_segments(&mut self, base: *mut u8, segments: impl Iterator<Item = Segment>) {
+    fn set_segments(&mut self, parts: &[Buffer<'_>]) {
         let mut room = MAX_TRANSFER;
-        self.segments.clear();
-        for segment in segments.take(MAX_SEGMENTS) {
-            let len = segment.len.min(room);
-            if len == 0 {
-                break;
+        for part in parts {
+            let base = part.memory().base();
+            self.memories.push(Arc::clone(part.memory()));
+            for segment in part.segments() {
+                let len = segment.len.min(room);
+                if len == 0 || self.segments.len() == MAX_SEGMENTS {
+                    return;
+                }
+                room -= len;
+                self.segments.push(libc::iovec {
+                    iov_base: base.wrapping_add(segment.offset).cast(),
+                    iov_len: len,
+                });
             }
-            room -= len;
-            self.segments.push(libc::iovec {
-                iov_base: base.wrapping_add(segment.offset).cast(),
-                iov_len: len,
-            });
         }
+    }
+
+    /// The header of a message made of these parts; it stays where it is until the slot is used for
+    /// another message.
+    fn set_message(&mut self, parts: &[Buffer<'_>]) -> *mut libc::msghdr {
+        self.set_segments(parts);
+        // SAFETY: msghdr is made of integers and pointers, for which zeroes are valid values.
+        let empty = || Box::new(unsafe { mem::zeroed::<libc::msghdr>() });
+        let message = self.message.get_or_insert_with(empty);
+        message.msg_iov = self.segments.as_mut_ptr();
+        message.msg_iovlen = self.segments.len();
+        (message.msg_controllen, message.msg_flags) = (0, 0);
+        &raw mut **message
     }
 }
 
@@ -471,8 +522,7 @@ impl Engine for UringEngine {
                 buffer,
                 offset,
             } => {
-                slot.set_segments(buffer.memory().base(), buffer.segments());
-                slot.memory = Some(Arc::clone(buffer.memory()));
+                slot.set_segments(&[buffer]);
                 slot.file = Some(Arc::clone(file));
                 let fd = types::Fd(file.as_raw_fd());
                 match slot.segments.as_slice() {
@@ -490,8 +540,7 @@ impl Engine for UringEngine {
                 offset,
                 durable,
             } => {
-                slot.set_segments(buffer.memory().base(), buffer.segments());
-                slot.memory = Some(Arc::clone(buffer.memory()));
+                slot.set_segments(&[buffer]);
                 slot.file = Some(Arc::clone(file));
                 let fd = types::Fd(file.as_raw_fd());
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
@@ -519,20 +568,41 @@ impl Engine for UringEngine {
                     .mode(mode)
                     .build()
             }
+            Operation::Send { socket, parts } => {
+                let message = slot.set_message(parts);
+                slot.file = Some(Arc::clone(socket));
+                let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+                let entry = opcode::SendMsg::new(types::Fd(socket.as_raw_fd()), message)
+                    .flags(flags as u32)
+                    .build();
+                return inner.run(place, entry);
+            }
+            Operation::Receive {
+                socket,
+                parts,
+                whole,
+            } => {
+                let message = slot.set_message(parts);
+                slot.file = Some(Arc::clone(socket));
+                let flags = if whole { libc::MSG_WAITALL } else { 0 };
+                let entry = opcode::RecvMsg::new(types::Fd(socket.as_raw_fd()), message)
+                    .flags(flags as u32)
+                    .build();
+                return inner.run(place, entry);
+            }
+            Operation::Wait { time } => {
+                let time = types::Timespec::from(time);
+                let entry = opcode::Timeout::new(&raw const **slot.time.insert(Box::new(time)));
+                inner.waits += 1;
+                return inner.run(place, entry.build());
+            }
         };
         let entry = if slot.transfer() >= LARGE_TRANSFER {
             entry.flags(squeue::Flags::ASYNC)
         } else {
             entry
         };
-        inner.counters.operations += 1;
-        inner.running += 1;
-        let source = Source {
-            place,
-            generation: 0,
-        };
-        inner.push(entry.user_data(user_data(Kind::Operation, source)));
-        Ticket(place)
+        inner.run(place, entry)
     }
 
     fn poll(&self, ticket: Ticket, context: &mut Context<'_>) -> Poll<io::Result<u32>> {
@@ -549,10 +619,12 @@ impl Engine for UringEngine {
                 Poll::Pending
             }
             State::Done(result) => {
+                let waited = slot.time.is_some() && result == -libc::ETIME;
                 slot.release();
                 inner.free.push(ticket.0);
                 Poll::Ready(match u32::try_from(result) {
                     Ok(count) => Ok(count),
+                    Err(_) if waited => Ok(0),
                     Err(_) => Err(io::Error::from_raw_os_error(-result)),
                 })
             }
@@ -571,7 +643,19 @@ impl Engine for UringEngine {
             State::Running => {
                 slot.state = State::Forgotten;
                 slot.waker = None;
+                let waits = slot.time.is_some();
                 inner.forgotten += 1;
+                if waits {
+                    let source = Source {
+                        place: ticket.0,
+                        generation: 0,
+                    };
+                    let entry = opcode::TimeoutRemove::new(operation(ticket.0))
+                        .build()
+                        .flags(squeue::Flags::SKIP_SUCCESS)
+                        .user_data(user_data(Kind::Abort, source));
+                    inner.push(entry);
+                }
             }
             State::Done(_) => {
                 slot.release();
@@ -596,10 +680,10 @@ impl Drop for UringEngine {
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
         let mut events = Vec::new();
-        while inner.running > 0 {
+        while inner.works() {
             if inner.enter(Wait::Event).is_err() {
                 // Nothing more can be learnt; what the kernel may still use must not be freed.
-                std::mem::forget(std::mem::take(&mut inner.slots));
+                mem::forget(mem::take(&mut inner.slots));
                 return;
             }
             inner.collect(&mut events);

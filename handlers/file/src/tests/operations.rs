@@ -53,6 +53,7 @@ impl Engine for Recorder {
             }
             Operation::Sync { .. } => Seen::Sync,
             Operation::Allocate { .. } => Seen::Allocate,
+            other => unreachable!("{other:?} on a file"),
         });
         self.engine.submit(operation)
     }

@@ -282,6 +282,7 @@ impl Engine for Disordered {
                 mode,
                 ..empty(Kind::Allocate, file)
             },
+            other => unreachable!("{other:?} on a file"),
         };
         let slot = state.slots.len();
         let held = self.hold.get() == Some(queued.kind);
