@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use tcmu_handler_file::FileHandler;
+use tcmu_handler_nbd::NbdHandler;
 use tcmu_handler_null::NullHandler;
 use tcmu_handler_qcow::QcowHandler;
 use tcmu_handler_ram::RamHandler;
@@ -10,6 +11,7 @@ use tcmu_handler_ram::RamHandler;
 fn main() -> ExitCode {
     let mut handlers = tcmu_runner::Registry::new();
     handlers.add(FileHandler);
+    handlers.add(NbdHandler);
     handlers.add(NullHandler);
     handlers.add(QcowHandler);
     handlers.add(RamHandler);

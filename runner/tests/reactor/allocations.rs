@@ -9,6 +9,7 @@ use tcmu_handler_qcow::QcowHandler;
 
 use crate::external::Foreign;
 use crate::lun::{BLOCK, Lun, SIZE, image, pattern};
+use crate::nbd::Nbdkit;
 
 /// Counts the allocations of threads that ask for it.
 struct Counting;
@@ -68,6 +69,12 @@ fn reads_and_writes_of_mapped_clusters_allocate_nothing() {
 #[test]
 fn what_a_library_reads_and_writes_allocates_nothing() {
     check(Foreign::new());
+}
+
+#[test]
+fn reads_and_writes_of_an_nbd_export_allocate_nothing() {
+    let server = Nbdkit::start();
+    check(server.open(""));
 }
 
 fn check(backstore: impl Backstore) {

@@ -9,5 +9,6 @@ mod external;
 mod faults;
 mod lun;
 mod model;
+mod nbd;
 mod recovery;
 mod round_trip;

@@ -39,7 +39,7 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Command {
+pub(crate) struct Command {
     kind: Kind,
     block: u32,
     blocks: u32,
@@ -67,7 +67,7 @@ fn command() -> impl Strategy<Value = Command> {
 }
 
 /// Commands that are in flight together.
-fn batches() -> impl Strategy<Value = Vec<Vec<Command>>> {
+pub(crate) fn batches() -> impl Strategy<Value = Vec<Vec<Command>>> {
     vec(vec(command(), 1..12), 1..12)
 }
 
@@ -241,7 +241,10 @@ fn check(block: u32, bytes: &[u8], may: &[Value]) -> Result<Vec<Value>, TestCase
     Ok(values)
 }
 
-fn run<B: Backstore>(backstore: B, batches: &[Vec<Command>]) -> Result<(), TestCaseError> {
+pub(crate) fn run<B: Backstore>(
+    backstore: B,
+    batches: &[Vec<Command>],
+) -> Result<(), TestCaseError> {
     let mut lun = Lun::new(backstore);
     let mut model = Model::new();
     let mut numbers = 1..;

@@ -22,6 +22,7 @@ const PACKAGES: &[&str] = &[
     "kmod",
     "libiscsi-bin",
     "lsscsi",
+    "nbdkit",
     "open-iscsi",
     "qemu-utils",
     "sg3-utils",

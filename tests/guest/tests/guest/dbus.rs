@@ -42,7 +42,7 @@ fn handlers_are_found() -> TestResult {
     let _bus = Bus::start()?;
     let daemon = Daemon::start_on_bus()?;
     let objects = objects()?;
-    for subtype in ["file", "null", "qcow", "ram"] {
+    for subtype in ["file", "nbd", "null", "qcow", "ram"] {
         let path = OwnedObjectPath::try_from(format!("{ROOT}/{subtype}"))?;
         let interfaces = objects.get(&path).with_context(|| format!("no {path}"))?;
         ensure!(
