@@ -6,6 +6,7 @@
 //! once; the [`UnorderedEngine`] behaves as badly as kernels and disks may.
 
 pub mod contract;
+mod elsewhere;
 mod model;
 mod random;
 mod together;
@@ -24,15 +25,15 @@ use std::mem;
 use std::os::unix::fs::FileExt;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::{Buffer, Engine, File, Io, Memory, Operation, OwnedBuffer, Segment, Ticket};
+use self::elsewhere::Elsewhere;
+use crate::{Engine, File, Io, Memory, Operation, OwnedBuffer, Segment, Ticket};
 
 /// Memory on the heap.
 #[derive(Debug)]
@@ -137,15 +138,8 @@ pub struct PlainEngine {
 #[derive(Debug)]
 enum Outcome {
     Now(io::Result<u32>),
-    Later(Arc<Mutex<Later>>),
+    Elsewhere(Elsewhere),
     Taken,
-}
-
-/// What a thread will know.
-#[derive(Debug, Default)]
-struct Later {
-    result: Option<io::Result<u32>>,
-    waker: Option<Waker>,
 }
 
 /// An [`Io`] on a [`PlainEngine`].
@@ -188,81 +182,21 @@ impl PlainEngine {
                 fallocate(file, mode, extent.offset, extent.len)?;
                 Ok(0)
             }
-            // These wait for others.
+            // Done elsewhere.
             Operation::Send { .. } | Operation::Receive { .. } | Operation::Wait { .. } => {
                 Err(io::ErrorKind::Unsupported.into())
             }
         }
     }
-
-    /// Runs an operation that waits for others on a thread of its own.
-    fn start(operation: Operation<'_>) -> Outcome {
-        let owned = |parts: &[Buffer<'_>]| parts.iter().map(Buffer::to_owned).collect::<Vec<_>>();
-        match operation {
-            Operation::Send { socket, parts } => {
-                let (socket, parts) = (Arc::clone(socket), owned(parts));
-                later(move || send_all(&socket, &parts))
-            }
-            Operation::Receive {
-                socket,
-                parts,
-                whole,
-            } => {
-                let (socket, parts) = (Arc::clone(socket), owned(parts));
-                later(move || receive(&socket, &parts, whole))
-            }
-            Operation::Wait { time } => later(move || {
-                thread::sleep(time);
-                Ok(0)
-            }),
-            other => Outcome::Now(Self::run(other)),
-        }
-    }
-}
-
-fn later(job: impl FnOnce() -> io::Result<u32> + Send + 'static) -> Outcome {
-    let later = Arc::new(Mutex::new(Later::default()));
-    let told = Arc::clone(&later);
-    thread::spawn(move || {
-        let result = job();
-        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.result = Some(result);
-        if let Some(waker) = told.waker.take() {
-            waker.wake();
-        }
-    });
-    Outcome::Later(later)
-}
-
-fn send_all(socket: &File, parts: &[OwnedBuffer]) -> io::Result<u32> {
-    let bytes: Vec<u8> = parts.iter().flat_map(contents).collect();
-    let mut sent = 0;
-    while sent < bytes.len() {
-        sent += send(socket, &bytes[sent..], SendFlags::NOSIGNAL)?;
-    }
-    Ok(sent as u32)
-}
-
-fn receive(socket: &File, parts: &[OwnedBuffer], whole: bool) -> io::Result<u32> {
-    let mut bytes = vec![0; parts.iter().map(|part| part.view().len()).sum()];
-    let flags = if whole {
-        RecvFlags::WAITALL
-    } else {
-        RecvFlags::empty()
-    };
-    let (count, _) = recv(socket, bytes.as_mut_slice(), flags)?;
-    let mut rest = &bytes[..count];
-    for part in parts {
-        let stored = part.view().copy_from(0, rest);
-        rest = &rest[stored..];
-    }
-    Ok(count as u32)
 }
 
 impl Engine for PlainEngine {
     fn submit(&self, operation: Operation<'_>) -> Ticket {
         let mut results = self.results.borrow_mut();
-        results.push(Self::start(operation));
+        results.push(match Elsewhere::start(&operation) {
+            Some(elsewhere) => Outcome::Elsewhere(elsewhere),
+            None => Outcome::Now(Self::run(operation)),
+        });
         Ticket(results.len() as u32 - 1)
     }
 
@@ -271,22 +205,18 @@ impl Engine for PlainEngine {
         let Some(outcome) = results.get_mut(ticket.0 as usize) else {
             return Poll::Ready(Err(io::Error::other("no such operation")));
         };
-        if let Outcome::Later(later) = outcome {
-            let mut later = later.lock().unwrap_or_else(PoisonError::into_inner);
-            if later.result.is_none() {
-                later.waker = Some(context.waker().clone());
-                return Poll::Pending;
-            }
-        }
         let result = match mem::replace(outcome, Outcome::Taken) {
-            Outcome::Now(result) => Some(result),
-            Outcome::Later(later) => {
-                let mut later = later.lock().unwrap_or_else(PoisonError::into_inner);
-                later.result.take()
-            }
-            Outcome::Taken => None,
+            Outcome::Now(result) => result,
+            Outcome::Elsewhere(elsewhere) => match elsewhere.poll(context) {
+                Poll::Ready(result) => result,
+                Poll::Pending => {
+                    *outcome = Outcome::Elsewhere(elsewhere);
+                    return Poll::Pending;
+                }
+            },
+            Outcome::Taken => Err(io::Error::other("no such operation")),
         };
-        Poll::Ready(result.unwrap_or_else(|| Err(io::Error::other("no such operation"))))
+        Poll::Ready(result)
     }
 
     fn forget(&self, ticket: Ticket) {

@@ -50,6 +50,11 @@ impl NbdImage {
         })
     }
 
+    /// Takes no writes.
+    fn is_read_only(&self) -> bool {
+        self.shared.options.read_only || self.shared.export.has(flag::READ_ONLY)
+    }
+
     /// The connection that has the least to do.
     fn connection(&self) -> Result<&Connection> {
         let least = self.connections.iter().min_by_key(|one| one.load());
@@ -62,6 +67,13 @@ impl NbdImage {
         request: Request,
         buffer: Option<Buffer<'_>>,
     ) -> Result<Answer> {
+        if request.command.changes() && self.is_read_only() {
+            let server = &self.shared.options.address;
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("NBD server {server}: the export is open for reading only"),
+            ));
+        }
         let connection = self.connection()?;
         connection.request(io, &self.shared, request, buffer).await
     }
@@ -166,10 +178,8 @@ fn another(options: &Options, export: &Export) -> Result<Connected> {
 
 impl Backstore for NbdImage {
     fn capabilities(&self) -> Capabilities {
-        let Shared {
-            export, options, ..
-        } = &self.shared;
-        let read_only = options.read_only || export.has(flag::READ_ONLY);
+        let export = &self.shared.export;
+        let read_only = self.is_read_only();
         let writable = |flag| !read_only && export.has(flag);
         let physical_block_size = export.preferred.min(PAGE).max(export.block_size);
         Capabilities {

@@ -15,6 +15,7 @@ use std::thread;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::elsewhere::Elsewhere;
 use super::{Aligned, Random, Together, buffer};
 use crate::{Engine, File, Io, Operation, OwnedBuffer, Ticket};
 
@@ -113,7 +114,25 @@ enum Slot {
     Done(io::Result<u32>),
     /// Nobody waits for it any more.
     Forgotten(Box<Queued>),
+    /// It waits for others; the order is theirs.
+    Elsewhere(Elsewhere),
     Free,
+}
+
+impl State {
+    /// Puts something into a free slot.
+    fn place(&mut self, entry: Slot) -> usize {
+        match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = entry;
+                slot
+            }
+            None => {
+                self.slots.push(entry);
+                self.slots.len() - 1
+            }
+        }
+    }
 }
 
 impl UnorderedEngine {
@@ -214,7 +233,7 @@ impl UnorderedEngine {
         let (queued, waiting) = match std::mem::replace(&mut state.slots[slot], Slot::Free) {
             Slot::Queued(queued, waker) => (queued, Some(waker)),
             Slot::Forgotten(queued) => (queued, None),
-            Slot::Done(_) | Slot::Free => return true,
+            Slot::Done(_) | Slot::Elsewhere(_) | Slot::Free => return true,
         };
         let result = match self.strike(&mut state, queued.kind) {
             Some(error) => Err(error),
@@ -358,6 +377,9 @@ impl Engine for UnorderedEngine {
             durable: false,
             begun: state.log.len(),
         };
+        if let Some(elsewhere) = Elsewhere::start(&operation) {
+            return Ticket(state.place(Slot::Elsewhere(elsewhere)) as u32);
+        }
         let queued = match operation {
             Operation::Read {
                 file,
@@ -386,18 +408,11 @@ impl Engine for UnorderedEngine {
                 mode,
                 ..empty(OperationKind::Allocate, file)
             },
-        };
-        let queued = Slot::Queued(Box::new(queued), None);
-        let slot = match state.free.pop() {
-            Some(slot) => {
-                state.slots[slot] = queued;
-                slot
-            }
-            None => {
-                state.slots.push(queued);
-                state.slots.len() - 1
+            Operation::Send { .. } | Operation::Receive { .. } | Operation::Wait { .. } => {
+                unreachable!("done elsewhere")
             }
         };
+        let slot = state.place(Slot::Queued(Box::new(queued), None));
         state.queue.push(slot);
         Ticket(slot as u32)
     }
@@ -409,6 +424,14 @@ impl Engine for UnorderedEngine {
             Some(Slot::Queued(_, waker)) => {
                 *waker = Some(context.waker().clone());
                 Poll::Pending
+            }
+            Some(Slot::Elsewhere(elsewhere)) => {
+                let result = elsewhere.poll(context);
+                if result.is_ready() {
+                    state.slots[slot] = Slot::Free;
+                    state.free.push(slot);
+                }
+                result
             }
             Some(done @ Slot::Done(_)) => {
                 let done = std::mem::replace(done, Slot::Free);
@@ -431,7 +454,7 @@ impl Engine for UnorderedEngine {
         match std::mem::replace(entry, Slot::Free) {
             // It still runs to its end.
             Slot::Queued(queued, _) => *entry = Slot::Forgotten(queued),
-            Slot::Done(_) => state.free.push(slot),
+            Slot::Done(_) | Slot::Elsewhere(_) => state.free.push(slot),
             other => *entry = other,
         }
     }

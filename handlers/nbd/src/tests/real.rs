@@ -12,8 +12,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rustix::process::{Pid, Signal, kill_process};
-use tcmu_handler::testing::{Disk, block_on, io, steps};
-use tcmu_handler::{Backstore, ErrorKind, Extent, Handler, OpenRequest};
+use tcmu_handler::testing::{Contract, Disk, Image, block_on, io, steps};
+use tcmu_handler::{Backstore, ErrorKind, Extent, Handler, OpenRequest, contract_tests};
 use tempfile::TempDir;
 
 use super::workload::{Workload, run};
@@ -121,6 +121,19 @@ fn qemu_img(words: &[&str]) {
     let output = output.expect("qemu-img cannot run (of the Debian package qemu-utils)");
     assert!(output.status.success(), "{words:?}: {output:?}");
 }
+
+/// An image on nbdkit with these words, for the contract's tests.
+fn contract(words: &'static [&'static str], options: &'static str) -> Contract<NbdHandler> {
+    let make = move |_: &Path| {
+        let server = Server::nbdkit(&[words, &["memory", "4M"]].concat());
+        let config = format!("unix:{}{options}", server.path().display());
+        Image::with(config, server)
+    };
+    Contract::new(NbdHandler, make).read_only(";readonly=on")
+}
+
+contract_tests!(contract: contract(&[], ""));
+contract_tests!(contract_with_simple_replies: contract(&["--no-sr"], ";connections=3"));
 
 const WORKLOAD: Workload = Workload {
     seed: 7,

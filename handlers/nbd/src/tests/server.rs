@@ -5,8 +5,9 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use tcmu_handler::testing::Random;
+
 use super::fake::{Asked, Fake, Peer, Spec};
-use super::workload::Random;
 use crate::protocol::chunk;
 use crate::reply::tests::{chunk_bytes, simple_bytes};
 

@@ -4,35 +4,10 @@
 //! knows what it must read.
 
 use futures_util::future::join_all;
-use tcmu_handler::testing::{block_on, buffer, contents, scattered};
+use tcmu_handler::testing::{Random, block_on, buffer, contents, scattered};
 use tcmu_handler::{Backstore, Extent, Io, WriteFlags, ZeroFlags};
 
 use crate::NbdImage;
-
-/// Small, fast, and the same everywhere.
-#[derive(Clone, Debug)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
-
-    pub(super) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// How a workload is made.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +69,7 @@ async fn worker(image: &NbdImage, io: &Io, area: Extent, number: u64, workload: 
                 Ok(())
             }
             4..=6 => {
-                let bytes: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+                let bytes: Vec<u8> = (0..len).map(|_| random.number() as u8).collect();
                 model[here].copy_from_slice(&bytes);
                 let piece = 512 * (1 + random.below(9)) as usize;
                 let source = scattered(&bytes, piece);
