@@ -110,7 +110,7 @@ fn commands_wait_for_a_server_that_is_killed() {
     let mut server = Nbdkit::start();
     let mut lun = Lun::new(server.open(";server_cache=durable"));
     // Long and short ones, so that some are in flight in part.
-    let blocks = |number: u32| if number % 4 == 0 { 700 } else { 8 };
+    let blocks = |number: u32| if number.is_multiple_of(4) { 700 } else { 8 };
     for round in 0..4u64 {
         let data = |number: u32| pattern(round << 8 | u64::from(number), blocks(number) * BLOCK);
         let mut tags = Vec::new();
