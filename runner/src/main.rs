@@ -7,6 +7,7 @@ use tcmu_handler_nbd::NbdHandler;
 use tcmu_handler_null::NullHandler;
 use tcmu_handler_qcow::QcowHandler;
 use tcmu_handler_ram::RamHandler;
+use tcmu_handler_rbd::RbdHandler;
 
 fn main() -> ExitCode {
     let mut handlers = tcmu_runner::Registry::new();
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     handlers.add(NullHandler);
     handlers.add(QcowHandler);
     handlers.add(RamHandler);
+    handlers.add(RbdHandler::default());
     handlers.add_layers();
     tcmu_runner::main(handlers)
 }

@@ -13,6 +13,9 @@ use crate::{cargo, kernel, package, packages, print};
 
 /// What the tests run in the guest and beside it.
 const PACKAGES: &[&str] = &[
+    "ceph-common",
+    "ceph-mon",
+    "ceph-osd",
     "dbus",
     "dbus-bin",
     "dmsetup",
@@ -21,6 +24,7 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "kmod",
     "libiscsi-bin",
+    "librbd1",
     "lsscsi",
     "nbdkit",
     "open-iscsi",

@@ -42,7 +42,7 @@ fn handlers_are_found() -> TestResult {
     let _bus = Bus::start()?;
     let daemon = Daemon::start_on_bus()?;
     let objects = objects()?;
-    for subtype in ["file", "nbd", "null", "qcow", "ram"] {
+    for subtype in ["file", "nbd", "null", "qcow", "ram", "rbd"] {
         let path = OwnedObjectPath::try_from(format!("{ROOT}/{subtype}"))?;
         let interfaces = objects.get(&path).with_context(|| format!("no {path}"))?;
         ensure!(
@@ -82,6 +82,13 @@ fn a_check_says_what_is_wrong() -> TestResult {
         ("file", "", "file/"),
         ("file", &long, "255"),
         ("ram", "ram/;readonly=perhaps", "perhaps"),
+        ("rbd", "rbd/pool", "POOL/IMAGE"),
+        ("rbd", "rbd/pool/image;osd_op_timeot=3", "osd_op_timeot"),
+        (
+            "rbd",
+            "rbd/pool/image;conf=/none/ceph.conf",
+            "/none/ceph.conf",
+        ),
     ] {
         let (ok, why) = check(subtype, config)?;
         ensure!(!ok, "{config:.50} is accepted");
