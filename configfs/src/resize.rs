@@ -82,6 +82,9 @@ fn resize_verdict(error: &io::Error, size: u64) -> String {
         Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => {
             "what the LUN is stored on may not be changed, or its handler failed".to_owned()
         }
+        Some(Errno::BUSY) => {
+            "its image is to be left alone for now: see `tcmuctl status`".to_owned()
+        }
         Some(Errno::SRCH) => "no daemon listens".to_owned(),
         _ => error.to_string(),
     }

@@ -28,6 +28,18 @@ pub(super) fn adopt(old: &Config, mut new: Config) -> (Config, Vec<Change>) {
             old.as_secs()
         )));
     }
+    if old.slow_command_ms != new.slow_command_ms {
+        changes.push(Change::Made(match new.slow_command_ms {
+            Some(limit) => format!("commands that take {limit} ms or longer are logged"),
+            None => "slow commands are not logged any more".to_owned(),
+        }));
+    }
+    if old.metrics != new.metrics {
+        changes.push(Change::Made(match &new.metrics.listen {
+            Some(listen) => format!("metrics.listen is \"{listen}\""),
+            None => "metrics.listen is not set any more".to_owned(),
+        }));
+    }
     let fixed = [
         ("reactors", old.reactors(), new.reactors()),
         (
@@ -117,6 +129,29 @@ mod tests {
         assert_eq!(in_force.blocking_threads(), 16);
         // The same file again says again what it does not reach.
         assert_eq!(adopt(&in_force, new).1.len(), 2);
+    }
+
+    #[test]
+    fn what_is_to_be_seen_changes_at_once() {
+        let text = "slow_command_ms = 20\n[metrics]\nlisten = \"127.0.0.1:9361\"";
+        let (old, new) = (Config::default(), config(text));
+        let made = |text: &str| Change::Made(text.to_owned());
+        let (in_force, changes) = adopt(&old, new.clone());
+        assert_eq!(in_force, new);
+        assert_eq!(
+            changes,
+            [
+                made("commands that take 20 ms or longer are logged"),
+                made("metrics.listen is \"127.0.0.1:9361\""),
+            ]
+        );
+        assert_eq!(
+            adopt(&new, old).1,
+            [
+                made("slow commands are not logged any more"),
+                made("metrics.listen is not set any more"),
+            ]
+        );
     }
 
     #[test]

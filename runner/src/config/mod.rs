@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub(crate) use self::settings::{Cause, Settings};
+use crate::metrics::Listen;
 
 /// What the configuration file sets. Without a file the defaults hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -33,6 +34,13 @@ pub struct Config {
     /// a little less than tcmuctl waits, so that it hears why.
     #[serde(default, deserialize_with = "parse::within::<_, 600>")]
     pub opening_limit: Option<usize>,
+    /// Commands that the backstore takes longer for are logged: this many milliseconds, 1 to 3600000.
+    /// Default: none is logged.
+    #[serde(default, deserialize_with = "parse::within::<_, 3_600_000>")]
+    pub slow_command_ms: Option<usize>,
+    /// The figures for Prometheus.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
     /// Settings of handlers, by subtype.
     #[serde(default)]
     pub handlers: BTreeMap<String, HandlerConfig>,
@@ -55,6 +63,15 @@ impl HandlerConfig {
     pub(crate) fn is_enabled(&self) -> bool {
         self.enabled.unwrap_or(true)
     }
+}
+
+/// Who may fetch the figures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// `unix:/PATH`, or a loopback address and port. Default: nobody may.
+    #[serde(default, deserialize_with = "parse::listen")]
+    pub listen: Option<Listen>,
 }
 
 impl Config {
@@ -81,5 +98,11 @@ impl Config {
     /// How long the kernel, and whoever enables a device, waits for its image to be opened.
     pub(crate) fn opening_limit(&self) -> Duration {
         Duration::from_secs(self.opening_limit.unwrap_or(25) as u64)
+    }
+
+    /// From when on a command is slow, if that is to be logged.
+    pub(crate) fn slow_command(&self) -> Option<Duration> {
+        let milliseconds = self.slow_command_ms?;
+        Some(Duration::from_millis(milliseconds as u64))
     }
 }

@@ -8,6 +8,7 @@ use toml::de::DeTable;
 
 use super::Config;
 use crate::log;
+use crate::metrics::Listen;
 
 /// What the C tcmu-runner's file may hold that means nothing here, and why.
 const NOT_OURS: &[(&str, &str)] = &[
@@ -122,6 +123,12 @@ pub(super) fn absolute_paths<'de, D: Deserializer<'de>>(
     }
 }
 
+/// Where to listen.
+pub(super) fn listen<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Listen>, D::Error> {
+    let text = String::deserialize(de)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +165,12 @@ mod tests {
         assert_eq!(config.reactors, Some(4));
         assert_eq!(config.blocking_threads, Some(16));
         assert_eq!(config.opening_limit, Some(25));
+        assert_eq!(config.slow_command_ms, Some(1000));
+        let listen = config.metrics.listen.map(|listen| listen.to_string());
+        assert_eq!(
+            listen.as_deref(),
+            Some("unix:/run/tcmu-runner/metrics.sock")
+        );
         assert!(config.handlers["file"].allowed_paths.is_some());
         assert_eq!(config.handlers["file"].enabled, Some(true));
     }
@@ -188,7 +201,7 @@ mod tests {
             (
                 "reactors = 2\nreactor = 3\n",
                 "2: reactor: unknown field `reactor`, expected one of `log_level`, `reactors`, \
-                 `blocking_threads`, `opening_limit`, `handlers`",
+                 `blocking_threads`, `opening_limit`, `slow_command_ms`, `metrics`, `handlers`",
             ),
             (
                 "log_level = \"loud\"",
@@ -208,10 +221,22 @@ mod tests {
                 "2: allowed: unknown field `allowed`, expected `enabled` or `allowed_paths`",
             ),
             ("reactors = 1\nreactors = 2", "2: reactors: duplicate key"),
+            (
+                "slow_command_ms = 0",
+                "1: slow_command_ms: 0 is not a number from 1 to 3600000",
+            ),
+            (
+                "[metrics]\nlisten = \"metrics.sock\"",
+                "2: listen: \"metrics.sock\" is neither unix:/PATH nor ADDRESS:PORT, such as \
+                 127.0.0.1:9361",
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(error(text), expected);
         }
+        let everywhere = error("[metrics]\nlisten = \"0.0.0.0:9361\"");
+        let why = "2: listen: 0.0.0.0 is no loopback address: ";
+        assert!(everywhere.starts_with(why), "{everywhere}");
         assert!(error("log_level = info").starts_with("1: log_level: "));
         assert!(error("# fine\n[handlers").starts_with("2: "));
     }

@@ -28,8 +28,10 @@ pub(crate) struct Settings {
     /// The file's text when it was read last, also if it could not be used.
     text: Option<String>,
     log: Log,
-    /// The command line says how much to log, and goes before.
-    log_level_is_fixed: bool,
+    /// How much the command line says to log, which goes before.
+    fixed_log_level: Option<String>,
+    /// How much is logged.
+    log_level: String,
     watcher: Option<RecommendedWatcher>,
 }
 
@@ -43,7 +45,8 @@ impl Settings {
         let file = ConfigFile::named_or_usual(file);
         let text = file.text()?;
         let Parsed { config, remarks } = file.parse(text.as_deref().unwrap_or_default())?;
-        let log = Log::start(log_level.unwrap_or(config.log_level()))?;
+        let holds = log_level.unwrap_or(config.log_level()).to_owned();
+        let log = Log::start(&holds)?;
         match text {
             Some(_) => tracing::info!(file = %file.path().display(), "settings read"),
             None => {
@@ -56,7 +59,8 @@ impl Settings {
             config,
             text,
             log,
-            log_level_is_fixed: log_level.is_some(),
+            fixed_log_level: log_level.map(str::to_owned),
+            log_level: holds,
             watcher: None,
         })
     }
@@ -102,7 +106,7 @@ impl Settings {
         warn(&remarks);
         let (config, changes) = adopt(&self.config, config);
         if config.log_level() != self.config.log_level() {
-            self.set_log_level(config.log_level());
+            self.take_log_level(config.log_level());
         }
         for change in &changes {
             match change {
@@ -119,10 +123,31 @@ impl Settings {
         Some(&self.config)
     }
 
-    fn set_log_level(&self, level: &str) {
-        if self.log_level_is_fixed {
+    /// How much is logged.
+    pub(crate) fn log_level(&self) -> &str {
+        &self.log_level
+    }
+
+    /// Changes how much is logged until the file says otherwise or the daemon ends; an empty `level`
+    /// is the one of the command line or the file.
+    ///
+    /// # Errors
+    /// If it is no level, and no filter of modules.
+    pub(crate) fn set_log_level(&mut self, level: &str) -> anyhow::Result<()> {
+        let usual = self.fixed_log_level.as_deref();
+        let level = match level {
+            "" => usual.unwrap_or(self.config.log_level()).to_owned(),
+            level => level.to_owned(),
+        };
+        self.log.set_level(&level)?;
+        self.log_level = level;
+        Ok(())
+    }
+
+    fn take_log_level(&mut self, level: &str) {
+        if self.fixed_log_level.is_some() {
             tracing::warn!("--log-level goes before log_level: what is logged stays as it is");
-        } else if let Err(error) = self.log.set_level(level) {
+        } else if let Err(error) = self.set_log_level(level) {
             tracing::error!("the log level stays as it was: {error:#}");
         }
     }

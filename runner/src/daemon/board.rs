@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tcmu::discovery::DeviceName;
 use zruntime::{Event as Bell, EventListener};
@@ -23,6 +23,11 @@ pub(crate) enum LunState {
     Opening,
     /// Commands are executed.
     Serving,
+    /// Commands in flight are being finished, for as long as somebody wants its image to be left alone;
+    /// later ones wait in the kernel.
+    Draining,
+    /// Nothing is in flight, and what was written is durable; commands wait in the kernel.
+    Held,
     /// What is in flight is being finished; later commands wait in the kernel.
     Leaving,
     /// It exists in the kernel and is not served.
@@ -30,13 +35,51 @@ pub(crate) enum LunState {
 }
 
 impl LunState {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Opening,
+        Self::Serving,
+        Self::Draining,
+        Self::Held,
+        Self::Leaving,
+        Self::Failed,
+    ];
+
     /// The state's name in interfaces.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Opening => "opening",
             Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Held => "held",
             Self::Leaving => "leaving",
             Self::Failed => "failed",
+        }
+    }
+}
+
+/// What holds for the daemon as a whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// When the daemon was started.
+    pub(crate) started: SystemTime,
+    pub(crate) reactors: usize,
+    /// How much is logged.
+    pub(crate) log_level: String,
+    /// From when on a command is logged as slow, if that is logged.
+    pub(crate) slow_command: Option<Duration>,
+    /// Where the figures are shown; empty if nowhere.
+    pub(crate) metrics: String,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self {
+            started: SystemTime::now(),
+            reactors: 0,
+            log_level: String::new(),
+            slow_command: None,
+            metrics: String::new(),
         }
     }
 }
@@ -75,6 +118,10 @@ pub(crate) enum EventKind {
     ChangeRefused,
     /// A damaged ring is being reset.
     RingReset,
+    /// A LUN is held: nothing is in flight, and its image is left alone.
+    Held,
+    /// A LUN that was being drained or held executes commands again.
+    Resumed,
     /// The handlers that other processes registered have changed.
     Handlers,
 }
@@ -90,6 +137,8 @@ impl EventKind {
             Self::WriteCache => "write-cache",
             Self::ChangeRefused => "change-refused",
             Self::RingReset => "ring-reset",
+            Self::Held => "held",
+            Self::Resumed => "resumed",
             Self::Handlers => "handlers",
         }
     }
@@ -120,6 +169,7 @@ struct Content {
     luns: BTreeMap<LunId, Entry>,
     events: VecDeque<Event>,
     latest: u64,
+    facts: Facts,
 }
 
 struct Entry {
@@ -132,9 +182,27 @@ struct Entry {
     meter: Arc<Meter>,
 }
 
+impl Content {
+    fn luns(&self) -> impl Iterator<Item = (LunStatus, &Arc<Meter>)> {
+        self.luns.iter().map(|(id, entry)| {
+            let status = LunStatus {
+                id: *id,
+                name: entry.name.clone(),
+                state: entry.state,
+                reason: entry.reason.clone(),
+                since: entry.since,
+                reactor: entry.reactor,
+                ring_resets: entry.ring_resets,
+                reading: entry.meter.read(),
+            };
+            (status, &entry.meter)
+        })
+    }
+}
+
 impl Board {
     /// A LUN is being opened.
-    pub(super) fn opening(
+    pub(crate) fn opening(
         &self,
         id: LunId,
         name: &DeviceName,
@@ -155,7 +223,7 @@ impl Board {
     }
 
     /// A LUN's state has changed.
-    pub(super) fn turned(&self, id: LunId, state: LunState, reason: impl Into<String>) {
+    pub(crate) fn turned(&self, id: LunId, state: LunState, reason: impl Into<String>) {
         if let Some(entry) = self.content().luns.get_mut(&id) {
             entry.state = state;
             entry.reason = reason.into();
@@ -187,20 +255,26 @@ impl Board {
         self.bell.notify(usize::MAX);
     }
 
+    /// What holds for the daemon as a whole has changed.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.content().facts);
+    }
+
+    /// What holds for the daemon as a whole.
+    pub(crate) fn facts(&self) -> Facts {
+        self.content().facts.clone()
+    }
+
     /// All LUNs, in the order of their ids.
     pub(crate) fn luns(&self) -> Vec<LunStatus> {
+        self.content().luns().map(|(lun, _)| lun).collect()
+    }
+
+    /// The same, and where all their figures can be read.
+    pub(crate) fn meters(&self) -> Vec<(LunStatus, Arc<Meter>)> {
         let content = self.content();
-        let status = |(id, entry): (&LunId, &Entry)| LunStatus {
-            id: *id,
-            name: entry.name.clone(),
-            state: entry.state,
-            reason: entry.reason.clone(),
-            since: entry.since,
-            reactor: entry.reactor,
-            ring_resets: entry.ring_resets,
-            reading: entry.meter.read(),
-        };
-        content.luns.iter().map(status).collect()
+        let luns = content.luns();
+        luns.map(|(lun, meter)| (lun, Arc::clone(meter))).collect()
     }
 
     /// The sequence number of the latest event.
@@ -256,7 +330,8 @@ mod tests {
                 size: 4096,
                 block_size: 512,
                 completed: 5,
-                in_flight: 3
+                in_flight: 3,
+                slow: 0,
             }
         );
         board.gone(7);

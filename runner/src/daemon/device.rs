@@ -63,6 +63,15 @@ pub(super) struct Device {
 }
 
 impl Device {
+    /// What is wrong with it although it is served; empty if nothing is.
+    pub(super) fn trouble(&self) -> &'static str {
+        if self.stuck {
+            "the image does not answer"
+        } else {
+            ""
+        }
+    }
+
     /// When the kernel is answered that the device may go, whatever its backstore does.
     pub(super) fn drained_by(&self) -> Option<Instant> {
         let leaving = matches!(self.phase, Phase::Leaving { .. });

@@ -11,7 +11,7 @@ use super::board::{EventKind, LunState};
 use super::device::{Device, Next, Phase};
 use super::open::{Inheritance, Opened};
 use super::report::Report;
-use super::{Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
+use super::{BUSY, Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
 use crate::meter::Meter;
 use crate::reactor::{Done, LunId, Message, Notice};
 
@@ -69,12 +69,20 @@ impl Daemon {
             phase: Phase::Serving,
             reactor,
             name,
+            opening,
             ..
         }) = self.devices.get(&id)
         else {
             let known = self.devices.contains_key(&id);
             return self.reply(ticket, if known { TRY_AGAIN } else { NO_DEVICE });
         };
+        if self.drains.state(id, *opening) != LunState::Serving {
+            tracing::warn!(
+                lun = name.name,
+                "not changed: somebody wants its image to be left alone"
+            );
+            return self.reply(ticket, BUSY);
+        }
         let reporter = self.reporter.clone();
         let done: Box<dyn FnOnce(EventKind, Ticket) -> Done> = Box::new(move |kind, ticket| {
             Box::new(move |result| {
@@ -246,15 +254,12 @@ impl Daemon {
                 Report::Notice(Notice::Stuck { id, stuck }) => {
                     if let Some(device) = self.devices.get_mut(&id) {
                         device.stuck = stuck;
-                        let reason = if stuck {
-                            "the image does not answer"
-                        } else {
-                            ""
-                        };
-                        self.board.turned(id, LunState::Serving, reason);
+                        let state = self.drains.state(id, device.opening);
+                        self.board.turned(id, state, device.trouble());
                     }
                 }
                 Report::Notice(Notice::Failed) => anyhow::bail!("a reactor failed"),
+                Report::Held { number, id, result } => self.held(number, id, result),
                 Report::Petition(petition) => self.hear_petition(petition),
             }
         }

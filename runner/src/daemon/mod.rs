@@ -7,6 +7,8 @@
 pub(crate) mod board;
 mod device;
 mod devices;
+mod drains;
+mod insight;
 mod open;
 mod petition;
 mod petitions;
@@ -28,10 +30,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcmu::discovery::{DeviceName, Sysfs};
 use tcmu::netlink::{Event, Netlink, NetlinkError};
 
-pub(crate) use self::petition::{MediumChange, Petition, Petitioner};
+pub(crate) use self::petition::{DrainRequest, LONGEST_HOLD, MediumChange, Petition, Petitioner};
 
 use self::board::Board;
 use self::device::{Device, Next, Phase};
+use self::drains::Drains;
 use self::open::Opener;
 use self::report::{Report, Reporter};
 use self::system::{catch_signals, load_module, release_predecessors_waiters};
@@ -40,10 +43,12 @@ use self::watchdog::Watchdog;
 use crate::config::Settings;
 use crate::copy::{ConfigfsAccess, Directory};
 use crate::dbus;
+use crate::metrics;
 use crate::reactor::{BlockingPool, LunId, Message, ReactorHandle};
 use crate::registry::Registry;
 use crate::run_dir::RunDir;
 use crate::service_manager;
+use crate::slow_log::SlowLimit;
 
 /// How many images are opened at once.
 const OPENERS: usize = 16;
@@ -51,9 +56,10 @@ const OPENERS: usize = 16;
 /// How often a shutdown says what it is waiting for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `EOPNOTSUPP`, `EAGAIN`, `ENODEV` and `ETIMEDOUT` as answers to the kernel.
+/// `EOPNOTSUPP`, `EAGAIN`, `EBUSY`, `ENODEV` and `ETIMEDOUT` as answers to the kernel.
 const NOT_SUPPORTED: i32 = -95;
 const TRY_AGAIN: i32 = -11;
+const BUSY: i32 = -16;
 const NO_DEVICE: i32 = -19;
 const TIMED_OUT: i32 = -110;
 
@@ -78,6 +84,9 @@ pub(crate) struct Daemon {
     watchdog: Option<Watchdog>,
     stopping: Option<Instant>,
     trials: Trials,
+    drains: Drains,
+    slow_limit: Arc<SlowLimit>,
+    metrics: Option<metrics::Server>,
 }
 
 impl Daemon {
@@ -122,6 +131,7 @@ impl Daemon {
         };
 
         let directory = Directory::new(ConfigfsAccess::at(sysfs.target()));
+        let slow_limit = Arc::<SlowLimit>::default();
         let reactors = (0..config.reactors())
             .map(|number| {
                 let reporter = reporter.clone();
@@ -131,6 +141,7 @@ impl Daemon {
                     BlockingPool::new(config.blocking_threads()),
                     on_notice,
                     Arc::clone(&directory),
+                    Arc::clone(&slow_limit),
                 )
                 .with_context(|| {
                     format!("starting reactor {number} (this needs io_uring, Linux 6.1 or later)")
@@ -144,7 +155,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        Ok(Self {
+        let mut daemon = Self {
             opener: Opener {
                 registry: Arc::new(registry),
                 sysfs,
@@ -166,7 +177,12 @@ impl Daemon {
             watchdog: Watchdog::start(),
             stopping: None,
             trials: Trials::default(),
-        })
+            drains: Drains::default(),
+            slow_limit,
+            metrics: None,
+        };
+        daemon.show_as_configured();
+        Ok(daemon)
     }
 
     /// Serves until a signal says to stop, and everything is in order; offers the D-Bus service
@@ -199,6 +215,7 @@ impl Daemon {
             }
             self.give_up_openings();
             self.give_up_drains();
+            self.end_drains();
             self.hear_reload_requests();
             self.hear_signals()?;
             self.hear_kernel()?;
@@ -273,15 +290,17 @@ impl Daemon {
 
     /// Waits for something to do.
     fn wait(&self) -> anyhow::Result<()> {
-        let mut watched = [
+        let mut watched = vec![
             PollFd::new(&self.netlink, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.reload_requests, PollFlags::IN),
             PollFd::new(&*self.reporter.bell, PollFlags::IN),
         ];
+        watched.extend(self.drains.watched());
         let deadlines = [
             self.next_deadline(),
             self.next_drain(),
+            self.drains.next_end(),
             self.next_trial(),
             self.watchdog.as_ref().map(Watchdog::due),
         ];

@@ -1,8 +1,12 @@
 //! What others in this process ask of the daemon's thread.
 
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
 use tcmu_handler::Error;
 
 use super::report::{Report, Reporter};
+use crate::reactor::LunId;
 
 /// A request to the daemon's thread.
 pub(crate) enum Petition {
@@ -10,7 +14,31 @@ pub(crate) enum Petition {
     HandlersChanged,
     /// Give a LUN another image.
     ChangeMedium(MediumChange),
+    /// Log as much as this says; is told what holds then, or why not.
+    SetLogLevel {
+        level: String,
+        done: Box<dyn FnOnce(Result<String, String>) + Send>,
+    },
+    /// Let images alone for a while.
+    Drain(DrainRequest),
 }
+
+/// The most seconds for which LUNs can be held.
+pub(crate) const LONGEST_HOLD: u32 = 3600;
+
+/// LUNs whose images are to be left alone.
+pub(crate) struct DrainRequest {
+    /// Empty: all that are served.
+    pub(crate) luns: Vec<LunId>,
+    /// How long they are drained and held together at the most.
+    pub(crate) limit: Duration,
+    /// Is told that the LUNs are held, until the other end is closed, or why not; dropped untold if
+    /// the daemon ends before.
+    pub(crate) done: Box<dyn FnOnce(Result<Held, Error>) + Send>,
+}
+
+/// The caller's end of what holds LUNs, and which they are.
+pub(crate) type Held = (UnixStream, Vec<LunId>);
 
 /// Another image for a LUN that is served.
 pub(crate) struct MediumChange {

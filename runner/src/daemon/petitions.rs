@@ -32,6 +32,8 @@ impl Daemon {
                     tracing::warn!(%error, "tcmuctl does not learn which handlers there are");
                 }
             }
+            Petition::SetLogLevel { level, done } => done(self.set_log_level(&level)),
+            Petition::Drain(request) => self.drain(request),
             Petition::ChangeMedium(change) => {
                 (change.done)(Err(Error::new(
                     ErrorKind::Unsupported,

@@ -58,6 +58,7 @@ impl Daemon {
         };
         if let Some(config) = self.settings.reload(cause) {
             configure_handlers(&self.opener.registry, config);
+            self.show_as_configured();
         }
     }
 }

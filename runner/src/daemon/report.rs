@@ -41,6 +41,12 @@ pub(super) enum Report {
         ticket: Ticket,
         result: Result<(), Error>,
     },
+    /// A LUN of this drain has nothing in flight and all is durable, or that could not be.
+    Held {
+        number: u64,
+        id: LunId,
+        result: Result<(), Error>,
+    },
     /// A reactor noticed something.
     Notice(Notice),
     /// Somebody asks for something.

@@ -5,7 +5,7 @@
 //! | `/org/kernel/TCMUService1` | `org.freedesktop.DBus.ObjectManager` | finding the handlers |
 //! | `/org/kernel/TCMUService1/SUBTYPE` | `org.kernel.TCMUService1` | one handler |
 //! | `.../HandlerManager1` | `org.kernel.TCMUService1.HandlerManager1` | handlers in other processes |
-//! | `.../Runner1` | `org.kernel.TCMUService1.Runner1` | the daemon's state and events |
+//! | `.../Runner1` | `org.kernel.TCMUService1.Runner1` | the daemon's state, figures, events, log level, and draining LUNs |
 //!
 //! It lives on a thread of its own and never holds up the daemon: without a bus the daemon works as
 //! well, and when a bus comes, or comes back, the service is there. The bus's policy lets root in only
@@ -14,6 +14,7 @@
 mod access;
 mod checks;
 mod external;
+mod figures;
 mod handler;
 mod manager;
 mod object_manager;

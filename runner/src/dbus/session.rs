@@ -59,6 +59,7 @@ impl Session {
                 runner::PATH,
                 RunnerObject {
                     board: Arc::clone(&backend.board),
+                    petitioner: backend.petitioner.clone(),
                 },
             );
         for (subtype, description) in backend.registry.help() {

@@ -67,7 +67,7 @@ impl<B: Backstore> LogicalUnit<B> {
             }
             ONE_BLOCK if extent.len == 0 => Expected::Anything,
             ONE_BLOCK => {
-                if data.len() as u64 != self.unit.block_size().into() {
+                if data.len() as u64 != u64::from(self.unit.block_size()) {
                     return Err(length_mismatch().into());
                 }
                 Expected::Block(data)

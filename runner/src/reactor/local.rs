@@ -146,3 +146,148 @@ impl std::fmt::Debug for LocalReactor {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use tcmu::mock::{Config, Data, MockKernel};
+    use tcmu_handler::{Buffer, Capabilities, Io, Result, WriteFlags};
+
+    use super::*;
+
+    /// An image whose reads wait until it is opened.
+    #[derive(Clone, Default)]
+    struct Gate {
+        open: Arc<AtomicBool>,
+        flushes: Arc<AtomicUsize>,
+    }
+
+    impl Backstore for Gate {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities {
+                volatile_cache: true,
+                ..Capabilities::new(1 << 20)
+            }
+        }
+
+        async fn read(&self, io: &Io, buffer: Buffer<'_>, _: u64) -> Result<()> {
+            let open = Arc::clone(&self.open);
+            let wait = move || {
+                while !open.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            };
+            let waited = io.blocking(wait).await;
+            waited.map_err(|error| Error::os("waiting", error))?;
+            buffer.fill(1);
+            Ok(())
+        }
+
+        async fn write(&self, _: &Io, _: Buffer<'_>, _: u64, _: WriteFlags) -> Result<()> {
+            Ok(())
+        }
+
+        async fn flush(&self, _: &Io) -> Result<()> {
+            self.flushes.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    /// A LUN on a gate, with one read in flight.
+    fn reading() -> (MockKernel, LocalReactor, Gate) {
+        let (mut kernel, device) = MockKernel::new(Config::default()).unwrap();
+        let mut reactor = LocalReactor::new(1).unwrap();
+        let memory = Arc::clone(device.memory());
+        let gate = Gate::default();
+        let geometry = Geometry {
+            size: 1 << 20,
+            block_size: NonZeroU32::new(512).unwrap(),
+            max_transfer_blocks: 0,
+        };
+        let identity = Identity::default();
+        let device = Box::new(device);
+        let attached = reactor.attach(device, memory, gate.clone(), identity, geometry, true);
+        attached.unwrap();
+        // The first command may hear of the power on.
+        kernel.submit(&[0; 6], Data::None).unwrap();
+        while kernel.reap().is_empty() {
+            reactor.turn(false).unwrap();
+        }
+        read(&mut kernel);
+        for _ in 0..5 {
+            reactor.turn(false).unwrap();
+        }
+        assert!(kernel.reap().is_empty());
+        (kernel, reactor, gate)
+    }
+
+    fn read(kernel: &mut MockKernel) {
+        let cdb = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+        kernel.submit(&cdb, Data::In(512)).unwrap();
+    }
+
+    type Answer = Arc<Mutex<Option<Result<()>>>>;
+
+    fn hold(reactor: &mut LocalReactor) -> Answer {
+        let answer = Answer::default();
+        let told = Arc::clone(&answer);
+        let done = Box::new(move |result| *told.lock().unwrap() = Some(result));
+        reactor.reactor.obey(Message::Hold { id: 0, done });
+        answer
+    }
+
+    #[test]
+    fn a_held_lun_finishes_what_it_has_and_takes_no_more() {
+        let (mut kernel, mut reactor, gate) = reading();
+        let answer = hold(&mut reactor);
+        read(&mut kernel);
+        for _ in 0..5 {
+            reactor.turn(false).unwrap();
+        }
+        assert!(kernel.reap().is_empty() && answer.lock().unwrap().is_none());
+
+        gate.open.store(true, Ordering::Relaxed);
+        let mut finished = 0;
+        while answer.lock().unwrap().is_none() {
+            reactor.turn(false).unwrap();
+            finished += kernel.reap().len();
+        }
+        assert!(matches!(*answer.lock().unwrap(), Some(Ok(()))));
+        assert_eq!(gate.flushes.load(Ordering::Relaxed), 1);
+        for _ in 0..5 {
+            reactor.turn(false).unwrap();
+            finished += kernel.reap().len();
+        }
+        assert_eq!(finished, 1, "only what was in flight");
+
+        reactor.reactor.obey(Message::Resume { id: 0 });
+        while finished < 2 {
+            reactor.turn(true).unwrap();
+            finished += kernel.reap().len();
+        }
+        assert_eq!(gate.flushes.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_drain_hears_when_it_ends_otherwise() {
+        let (_kernel, mut reactor, gate) = reading();
+        let first = hold(&mut reactor);
+        let second = hold(&mut reactor);
+        assert!(matches!(*first.lock().unwrap(), Some(Err(_))));
+        reactor.reactor.obey(Message::Resume { id: 0 });
+        assert!(matches!(*second.lock().unwrap(), Some(Err(_))));
+        let third = hold(&mut reactor);
+        let done: super::super::lun::Done = Box::new(|_| {});
+        reactor.reactor.obey(Message::Detach { id: 0, done });
+        assert!(matches!(*third.lock().unwrap(), Some(Err(_))));
+        let late = hold(&mut reactor);
+        assert!(matches!(*late.lock().unwrap(), Some(Err(_))));
+        gate.open.store(true, Ordering::Relaxed);
+        assert_eq!(gate.flushes.load(Ordering::Relaxed), 0);
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::future::{Future, poll_fn};
-use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -21,16 +20,20 @@ use tcmu::scsi::sense::SENSE_BUFFER_LEN;
 use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment};
 
 use super::age::{Age, Finding};
+use super::clock::Clock;
 use super::engine::UringEngine;
+use super::hold::Hold;
 use super::memory::SharedMemory;
 use super::message::{LunId, Mailer};
 use super::ready::{ReadyQueue, TaskId};
 use super::recovery::{Noted, Recovery};
+use super::tally::{End, Tally};
 use super::tasks::Tasks;
 use crate::copy::{Directory, RemoteCopy};
 use crate::device_server::{CopyFailure, LogicalUnit, Request, Response};
 use crate::identity::LateNames;
 use crate::meter::Meter;
+use crate::slow_log::SlowLimit;
 
 /// Something to be done once, apart from commands.
 pub(crate) type Errand = Pin<Box<dyn Future<Output = ()>>>;
@@ -70,6 +73,17 @@ pub(crate) trait Lun {
     /// How many commands have been fetched and not completed, and how much else is being done.
     fn in_flight(&self) -> usize;
 
+    /// Stops fetching until [`resume`](Self::resume). `done` is told when nothing is in flight and the
+    /// backstore is flushed.
+    fn hold(&mut self, done: Done);
+
+    /// Whether somebody waits for that nothing is in flight, and it is so; [`fetch`](Self::fetch)
+    /// flushes the backstore then.
+    fn is_drained(&self) -> bool;
+
+    /// Fetches again.
+    fn resume(&mut self);
+
     /// Stops fetching, and has what runs in the background end soon.
     fn quiesce(&mut self);
 
@@ -106,6 +120,8 @@ pub(crate) struct Context {
     /// The LUN's place in the reactor.
     pub(crate) place: u32,
     pub(crate) id: LunId,
+    pub(crate) clock: Rc<Clock>,
+    pub(crate) slow_limit: Arc<SlowLimit>,
     /// Where the LUN meets others, and the way to its reactor.
     pub(crate) meeting: Option<(Arc<Directory>, Mailer)>,
 }
@@ -134,6 +150,8 @@ pub(crate) fn lun<B: Backstore>(
     }
     let unit = Rc::new(unit);
     let names = names.map(Rc::new);
+    let slow_limit = Arc::clone(&context.slow_limit);
+    let tally = Tally::new(Arc::clone(&meter), Rc::clone(&context.clock), slow_limit);
     let memory: Arc<dyn Memory> = Arc::new(SharedMemory::new(Arc::clone(ring.memory())));
     let (server, io) = (Rc::clone(&unit), context.io.clone());
     let serve = move |cdb: Cdb, buffer: OwnedBuffer, progress: Noted| {
@@ -154,7 +172,7 @@ pub(crate) fn lun<B: Backstore>(
             (response, buffer)
         }
     };
-    let watch = follow_image(Rc::clone(&unit), context.io.clone(), Arc::clone(&meter));
+    let watch = follow_image(Rc::clone(&unit), context.io.clone(), meter);
     Box::new(Served {
         watch: Box::pin(watch),
         watch_waker: context.ready.waker(TaskId::Watch { lun: context.place }),
@@ -166,19 +184,19 @@ pub(crate) fn lun<B: Backstore>(
         age: Age::default(),
         unit,
         memory,
-        meter,
+        tally,
         context,
         serve,
         tasks: Tasks::new(),
         background: Tasks::new(),
         commands: Vec::new(),
+        since: Vec::new(),
         spare: Vec::new(),
         failed: Vec::new(),
         aborted: HashSet::new(),
         quiescent: false,
         broken: false,
-        completed: 0,
-        finished: 0,
+        hold: Hold::default(),
     })
 }
 
@@ -191,7 +209,7 @@ struct Served<B, F, S> {
     age: Age,
     unit: Rc<LogicalUnit<B>>,
     memory: Arc<dyn Memory>,
-    meter: Arc<Meter>,
+    tally: Tally,
     context: Context,
     /// Has the LUN follow the size of its image.
     watch: Errand,
@@ -203,6 +221,8 @@ struct Served<B, F, S> {
     background: Tasks<Errand>,
     /// The command of each task, by slot.
     commands: Vec<Option<Command>>,
+    /// When each of them was fetched.
+    since: Vec<u64>,
     /// Lists of segments to be used again.
     spare: Vec<Vec<Segment>>,
     /// Commands whose task panicked. They are answered when nothing runs that could still touch
@@ -212,9 +232,7 @@ struct Served<B, F, S> {
     aborted: HashSet<u32>,
     quiescent: bool,
     broken: bool,
-    completed: u64,
-    /// Those of them that were not published.
-    finished: usize,
+    hold: Hold,
 }
 
 impl<B, F, S> Served<B, F, S>
@@ -235,6 +253,7 @@ where
             Ok(buffer) => buffer,
             Err(error) => {
                 tracing::error!(lun = %self.name, %error, "a command's memory is not in the ring's mapping");
+                self.count(&command, self.tally.now(), End::DROPPED);
                 return; // Dropping the command answers it with HARDWARE ERROR.
             }
         };
@@ -250,8 +269,10 @@ where
         });
         if self.commands.len() <= slot as usize {
             self.commands.resize_with(slot as usize + 1, || None);
+            self.since.resize(slot as usize + 1, 0);
         }
         self.commands[slot as usize] = Some(command);
+        self.since[slot as usize] = self.tally.now();
         self.step(slot);
     }
 
@@ -269,6 +290,24 @@ where
             ready.waker(TaskId::Background { lun: *place, slot })
         });
         self.step_background(slot);
+    }
+
+    /// Makes all durable, and tells who waits for that.
+    fn flush_drained(&mut self) {
+        let Some(done) = self.hold.drained() else {
+            return;
+        };
+        let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
+        self.run_in_background(Box::pin(async move {
+            let flushed = caught(async {
+                let backstore = unit.backstore();
+                if backstore.capabilities().volatile_cache {
+                    backstore.flush(&io).await?;
+                }
+                Ok(())
+            });
+            done(flushed.await);
+        }));
     }
 
     /// Ends aborted commands, for which the target core waits: at once where nothing of the backstore's
@@ -294,9 +333,8 @@ where
                         read_len: None,
                     };
                     self.ended(&command);
+                    self.count(&command, self.since[slot], End::ABORTED);
                     self.ring.complete(command, completion);
-                    self.completed += 1;
-                    self.finished += 1;
                     dropped += 1;
                 }
             } else {
@@ -335,6 +373,12 @@ where
         }
     }
 
+    #[inline]
+    fn count(&mut self, command: &Command, since: u64, end: End) {
+        let (name, cdb) = (&self.name, command.cdb());
+        self.tally.ended(name, cdb, since, end, self.tasks.len());
+    }
+
     fn finish(&mut self, slot: u32, response: &Response, buffer: OwnedBuffer) {
         self.end_of_abort(slot);
         if let Some(command) = self.commands[slot as usize].take() {
@@ -349,9 +393,13 @@ where
                 read_len: response.read_len,
             };
             self.ended(&command);
+            let end = End {
+                status: response.status,
+                key: response.sense.as_ref().map(|sense| sense.key),
+                moved: response.read_len.unwrap_or(command.data_len() as u32),
+            };
+            self.count(&command, self.since[slot as usize], end);
             self.ring.complete(command, completion);
-            self.completed += 1;
-            self.finished += 1;
         }
         self.spare.push(buffer.into_segments());
     }
@@ -372,6 +420,9 @@ where
     }
 
     fn fetch(&mut self, limit: usize) -> usize {
+        if self.is_drained() {
+            self.flush_drained();
+        }
         self.start_background();
         for fetched in 0..limit {
             if self.quiescent || self.broken {
@@ -380,6 +431,9 @@ where
             if let Some(interrupted) = self.recovery.next() {
                 self.start(interrupted.command, interrupted.phase);
                 continue;
+            }
+            if self.hold.is_on() {
+                return fetched;
             }
             match self.ring.next() {
                 Ok(Some(Entry::Command(command))) => self.start(command, 0),
@@ -404,6 +458,7 @@ where
                 self.end_of_abort(slot);
                 if let Some(command) = self.commands[slot as usize].take() {
                     self.ended(&command);
+                    self.count(&command, self.since[slot as usize], End::DROPPED);
                     self.failed.push(command);
                 }
             }
@@ -426,7 +481,10 @@ where
         }
     }
 
-    fn serve_copy(&mut self, key: u64, RemoteCopy { request, answer }: RemoteCopy) {
+    fn serve_copy(&mut self, key: u64, copy: RemoteCopy) {
+        let Some(RemoteCopy { request, answer }) = self.hold.keep(key, copy) else {
+            return;
+        };
         if self.quiescent || !self.unit.is_known_by(key) {
             // Whoever asked may have gone.
             let _ = answer.send(Err(CopyFailure::gone()));
@@ -445,8 +503,7 @@ where
         if let Some(error) = self.ring.take_table_error() {
             tracing::warn!(lun = %self.name, %error, "the in-flight table is given up: if tcmu-runner is killed, initiators have to repeat what is in flight. Is /run full?");
         }
-        self.meter.commands(self.completed, self.in_flight());
-        let finished = mem::take(&mut self.finished);
+        let finished = self.tally.publish(self.in_flight());
         self.ring.publish().then_some(finished)
     }
 
@@ -454,15 +511,34 @@ where
         self.tasks.len() + self.failed.len() + self.background.len()
     }
 
+    fn hold(&mut self, done: Done) {
+        self.hold.begin(done);
+        if self.quiescent {
+            self.hold.end();
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.hold.is_awaited() && self.in_flight() == 0 && !self.recovery.is_under_way()
+    }
+
+    fn resume(&mut self) {
+        for (key, copy) in self.hold.end() {
+            self.serve_copy(key, copy);
+        }
+    }
+
     fn quiesce(&mut self) {
         self.quiescent = true;
         self.watch = Box::pin(std::future::pending());
+        self.hold.end();
         self.unit.stop_background();
     }
 
     fn abandon(&mut self) {
         self.quiescent = true;
         self.watch = Box::pin(std::future::pending());
+        self.hold.end();
         if let Err(error) = self.ring.memory().let_go() {
             tracing::error!(lun = %self.name, %error, "the device's memory stays mapped; a backstore that answers late may bring tcmu-runner down");
         }
@@ -488,12 +564,12 @@ where
     }
 
     fn completed(&self) -> u64 {
-        self.completed
+        self.tally.completed()
     }
 
     fn resize(&self, size: u64, done: Done) -> Errand {
         let (unit, io) = (Rc::clone(&self.unit), self.context.io.clone());
-        let meter = Arc::clone(&self.meter);
+        let meter = Arc::clone(self.tally.meter());
         Box::pin(async move {
             let resized = caught(async {
                 unit.backstore().resize(&io, size).await?;

@@ -29,6 +29,10 @@ pub(crate) enum Message {
     /// Let go of a LUN whose device is going away, although its backstore may never finish what is in
     /// flight. Its id can be attached again.
     Abandon { id: LunId },
+    /// Fetch no further command of a LUN; done when nothing is in flight and all is durable.
+    Hold { id: LunId, done: Done },
+    /// Fetch commands of a LUN again.
+    Resume { id: LunId },
     /// Change a LUN's size.
     Resize { id: LunId, size: u64, done: Done },
     /// Change what a LUN says of its write cache.

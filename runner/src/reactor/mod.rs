@@ -7,7 +7,9 @@
 
 mod age;
 mod blocking;
+mod clock;
 mod engine;
+mod hold;
 mod local;
 mod lun;
 mod memory;
@@ -15,6 +17,7 @@ mod message;
 mod pace;
 mod ready;
 mod recovery;
+mod tally;
 mod tasks;
 mod thread;
 mod turn;

@@ -12,6 +12,7 @@ use super::message::{Mailer, Message, Notice, OnNotice};
 use super::ready::ReadyQueue;
 use super::turn::Reactor;
 use crate::copy::Directory;
+use crate::slow_log::SlowLimit;
 
 /// A reactor's thread, seen from others.
 pub(crate) struct ReactorHandle {
@@ -20,12 +21,14 @@ pub(crate) struct ReactorHandle {
 }
 
 impl ReactorHandle {
-    /// Starts reactor `number`, whose LUNs meet others in `directory`.
+    /// Starts reactor `number`, whose LUNs meet others in `directory`, and log commands that are slower
+    /// than `slow_limit`.
     pub(crate) fn start(
         number: usize,
         pool: BlockingPool,
         on_notice: OnNotice,
         directory: Arc<Directory>,
+        slow_limit: Arc<SlowLimit>,
     ) -> io::Result<Self> {
         let (messages, inbox) = channel();
         let (started, start) = channel();
@@ -41,6 +44,7 @@ impl ReactorHandle {
                         let _ = started.send(Ok(()));
                         let mut reactor = Reactor::new(engine, own, inbox, Arc::clone(&on_notice));
                         reactor.meet(directory, mail);
+                        reactor.log_slow(slow_limit);
                         // A panic here is a defect of the reactor's own, and ends it; those of
                         // backstores are caught where they are called.
                         let end = catch_unwind(AssertUnwindSafe(|| reactor.run()));

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tcmu_handler::{Error, ErrorKind, ExternalWork, Io};
 
+use super::clock::Clock;
 use super::engine::{Counters, Event, Source, UringEngine, Wait};
 use super::lun::{Context, Done, Errand, Lun, device_fd};
 use super::message::{LunId, Mailer, Message, Notice, OnNotice};
@@ -18,6 +19,7 @@ use super::pace::Pace;
 use super::ready::{ReadyQueue, TaskId};
 use super::tasks::Tasks;
 use crate::copy::Directory;
+use crate::slow_log::SlowLimit;
 
 /// The bell has the place behind all LUNs.
 const BELL: Source = Source {
@@ -69,6 +71,8 @@ pub(super) struct Reactor {
     ready: Arc<ReadyQueue>,
     inbox: Receiver<Message>,
     on_notice: OnNotice,
+    clock: Rc<Clock>,
+    slow_limit: Arc<SlowLimit>,
     /// Where the LUNs meet others, and the way here.
     meeting: Option<(Arc<Directory>, Mailer)>,
     places: Vec<Place>,
@@ -109,6 +113,8 @@ impl Reactor {
             ready,
             inbox,
             on_notice,
+            clock: Rc::new(Clock::new()),
+            slow_limit: Arc::default(),
             meeting: None,
             places: Vec::new(),
             by_id: HashMap::new(),
@@ -132,6 +138,11 @@ impl Reactor {
         self.meeting = Some((directory, mailer));
     }
 
+    /// Lets the LUNs that are attached from now on log commands that are slower than this.
+    pub(super) fn log_slow(&mut self, limit: Arc<SlowLimit>) {
+        self.slow_limit = limit;
+    }
+
     /// Runs until it is told to stop.
     pub(super) fn run(&mut self) -> io::Result<()> {
         while !self.stop {
@@ -151,6 +162,7 @@ impl Reactor {
             _ => Wait::Event,
         };
         self.engine.turn(wait, &mut events)?;
+        self.clock.go_on();
         for event in events.drain(..) {
             self.handle(event, &mut tasks);
         }
@@ -165,6 +177,7 @@ impl Reactor {
         self.step(&mut tasks);
         let fetched = self.fetch();
         let restless = self.step(&mut tasks);
+        self.clock.go_on();
         let outstanding = self.publish();
         if fetched > 0 {
             self.pace.learn(fetched, outstanding, busy);
@@ -326,6 +339,9 @@ impl Reactor {
                 }
             }
             if attached.lun.in_flight() == 0 {
+                if attached.lun.is_drained() {
+                    self.again.push(place);
+                }
                 self.close_if_leaving(place);
             } else if !mem::replace(&mut self.alarmed, true) {
                 self.engine.alarm();
@@ -362,6 +378,23 @@ impl Reactor {
                 Err(error) => done(Err(error)),
             },
             Message::Abandon { id } => self.abandon(id),
+            Message::Hold { id, done } => match self.find(id) {
+                Ok(place) => {
+                    if let Some(attached) = &mut self.places[place as usize].lun {
+                        attached.lun.hold(done);
+                        self.touch(place);
+                    }
+                }
+                Err(error) => done(Err(error)),
+            },
+            Message::Resume { id } => {
+                if let Ok(place) = self.find(id)
+                    && let Some(attached) = &mut self.places[place as usize].lun
+                {
+                    attached.lun.resume();
+                    self.touch(place);
+                }
+            }
             Message::Resize { id, size, done } => match self.find(id) {
                 Ok(place) => {
                     if let Some(attached) = &self.places[place as usize].lun {
@@ -423,6 +456,8 @@ impl Reactor {
             ready: Arc::clone(&self.ready),
             place,
             id,
+            clock: Rc::clone(&self.clock),
+            slow_limit: Arc::clone(&self.slow_limit),
             meeting: self.meeting.clone(),
         };
         let lun = make(context)?;

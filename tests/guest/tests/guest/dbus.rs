@@ -170,6 +170,22 @@ fn refuses_nobody(words: &str) -> TestResult {
             "org.kernel.TCMUService1.Runner1.ListEvents",
             &["uint64:0"],
         ),
+        (&runner, "org.kernel.TCMUService1.Runner1.Status", &[]),
+        (
+            &runner,
+            "org.kernel.TCMUService1.Runner1.Stats",
+            &["array:uint32:1"],
+        ),
+        (
+            &runner,
+            "org.kernel.TCMUService1.Runner1.SetLogLevel",
+            &["string:trace"],
+        ),
+        (
+            &runner,
+            "org.kernel.TCMUService1.Runner1.Drain",
+            &["array:uint32:1", "uint32:1"],
+        ),
     ] {
         let destination = format!("--dest={NAME}");
         let send = [
