@@ -211,6 +211,16 @@ fn wrong_usage_ends_with_2() {
         ),
         (vec!["resize", "disk0", "512K"], "--shrink"),
         (vec!["completions", "tcsh"], "tcsh"),
+        (vec!["top", "--interval", "0"], "from 0.1 to 3600"),
+        (vec!["top", "--count", "0"], "0"),
+        (vec!["drain"], "<NAME>"),
+        (vec!["drain", "a", "--all"], "cannot be used with"),
+        (
+            vec!["drain", "a", "--hold", "--", "true"],
+            "cannot be used with",
+        ),
+        (vec!["drain", "a", "--limit", "0"], "1..=3600"),
+        (vec!["log-level", "info", "--reset"], "cannot be used with"),
     ] {
         machine.run(&arguments).expect(2, words);
     }
@@ -407,8 +417,39 @@ fn completions_and_manual_pages_cover_all_commands() {
     let folder = tempfile::tempdir().expect("a folder");
     let pages = folder.path().join("man1");
     Run::of(&["man", pages.to_str().expect("text")], None).expect(0, "");
-    for page in ["", "-create", "-list", "-show", "-delete", "-resize"] {
+    for page in [
+        "",
+        "-create",
+        "-list",
+        "-show",
+        "-delete",
+        "-resize",
+        "-status",
+        "-stats",
+        "-top",
+        "-events",
+        "-log-level",
+        "-drain",
+    ] {
         assert!(pages.join(format!("tcmuctl{page}.1")).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn without_a_bus_the_daemon_cannot_be_asked() {
+    for command in ["status", "stats", "top", "events", "log-level"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tcmuctl"))
+            .arg(command)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
+            .output()
+            .expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("system bus cannot be reached"),
+            "{command}: {said}"
+        );
+        assert!(output.stdout.is_empty(), "{command}");
     }
 }
 

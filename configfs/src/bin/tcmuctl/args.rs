@@ -24,6 +24,10 @@ Examples:
       tcmuctl list
       tcmuctl show disk0 --json
 
+  What the daemon is doing, now and so far:
+      tcmuctl top
+      tcmuctl stats
+
 Exit status: 0 done, 1 failed, 2 wrong usage.";
 
 /// Set up LUNs that a user-space daemon serves (LIO, TCMU)
@@ -90,6 +94,9 @@ pub(crate) enum Command {
     /// The daemon resizes what it stores on, then disks of this machine show the new size. File
     /// systems are left as they are: grow them afterwards.
     Resize(Resize),
+
+    #[command(flatten)]
+    Runner(crate::runner::Command),
 
     /// Print a completion script for a shell
     Completions {

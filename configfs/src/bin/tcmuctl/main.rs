@@ -2,6 +2,7 @@
 
 mod args;
 mod output;
+mod runner;
 
 use std::env;
 use std::io::{self, Write};
@@ -39,6 +40,19 @@ fn main() -> ExitCode {
             complain(&error.to_string());
             ExitCode::from(FAILED)
         }
+        Err(Failure::Runner(runner::Error::Io(error)))
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            ExitCode::SUCCESS
+        }
+        Err(Failure::Runner(error)) => {
+            complain(&error.to_string());
+            ExitCode::from(match error {
+                runner::Error::Command(code) => code,
+                runner::Error::Usage(_) => USAGE,
+                _ => FAILED,
+            })
+        }
         Err(Failure::Tree(error)) => {
             complain(&error.to_string());
             ExitCode::from(if error.is_usage() { USAGE } else { FAILED })
@@ -49,12 +63,19 @@ fn main() -> ExitCode {
 /// Why a command did not do what it should.
 enum Failure {
     Tree(Error),
+    Runner(runner::Error),
     Io(io::Error),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure::Tree(error)
+    }
+}
+
+impl From<runner::Error> for Failure {
+    fn from(error: runner::Error) -> Self {
+        Failure::Runner(error)
     }
 }
 
@@ -132,6 +153,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 )?;
             }
         }
+        Command::Runner(command) => runner::run(command, as_json, cli.common.timeout)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tcmuctl", &mut io::stdout());
         }

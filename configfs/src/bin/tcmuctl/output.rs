@@ -10,7 +10,7 @@ use tcmu_configfs::{Backstore, Details, Export, show_size};
 const PADDING: (u16, u16) = (0, 2);
 
 /// A table as text, without a frame.
-fn plain(mut table: Table) -> String {
+pub(crate) fn plain(mut table: Table) -> String {
     table.load_style(presets::NOTHING);
     for column in table.column_iter_mut() {
         column.set_padding(PADDING);

@@ -17,12 +17,12 @@ use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 const FOLDER: &str = "/run/frozen";
 
 /// A file system that can be frozen: whoever writes to it then hangs.
-struct Freezer {
+pub(crate) struct Freezer {
     frozen: bool,
 }
 
 impl Freezer {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let below = image("freezer", 64 * MIB)?;
         sh::run(&["mkfs.ext4", "-q", "-F", &below])?;
         fs::create_dir(FOLDER)?;
@@ -30,19 +30,19 @@ impl Freezer {
         Ok(Self { frozen: false })
     }
 
-    fn image(&self, name: &str) -> anyhow::Result<String> {
+    pub(crate) fn image(&self, name: &str) -> anyhow::Result<String> {
         let path = format!("{FOLDER}/{name}.img");
         File::create(&path)?.set_len(16 * MIB)?;
         Ok(path)
     }
 
-    fn freeze(&mut self) -> TestResult {
+    pub(crate) fn freeze(&mut self) -> TestResult {
         sh::run(&["fsfreeze", "--freeze", FOLDER])?;
         self.frozen = true;
         Ok(())
     }
 
-    fn thaw(&mut self) -> TestResult {
+    pub(crate) fn thaw(&mut self) -> TestResult {
         self.frozen = false;
         sh::run(&["fsfreeze", "--unfreeze", FOLDER]).map(drop)
     }
