@@ -14,6 +14,7 @@ use crate::header::Header;
 use crate::layer::{self, Backing, Layer, Origin};
 use crate::range_lock::RangeLocks;
 use crate::snapshot::Snapshot;
+use crate::transfers;
 
 /// So many ranges may wait to be counted down before a request flushes the image to do it.
 const WAITING: usize = 1024;
@@ -90,6 +91,8 @@ impl QcowImage {
     }
 }
 
+/// A request's future is moved once, and is as large as the largest kind of request: all but reads and
+/// writes within one piece lie in boxes.
 impl Backstore for QcowImage {
     fn capabilities(&self) -> Capabilities {
         self.capabilities.get()
@@ -100,7 +103,11 @@ impl Backstore for QcowImage {
             .writer
             .as_ref()
             .map(|writer| writer.allocator.grace.enter());
-        self.fill(io, buffer, offset).await
+        // Most requests lie within one piece: one transfer is all that they need.
+        match self.top.in_one_piece(offset, buffer.len() as u64) {
+            Some(host) => transfers::read(io, self.top.disk.data(), buffer, host).await,
+            None => Box::pin(self.fill(io, buffer, offset)).await,
+        }
     }
 
     async fn write(
@@ -117,7 +124,7 @@ impl Backstore for QcowImage {
         let Some(writer) = &self.writer else {
             return Ok(());
         };
-        self.make_durable(io).await?;
+        Box::pin(self.make_durable(io)).await?;
         if writer.allocator.waiting() != 0 {
             Box::pin(self.reclaim(io, &writer.allocator)).await;
         }
@@ -125,8 +132,11 @@ impl Backstore for QcowImage {
     }
 
     async fn unmap(&self, io: &Io, extent: Extent) -> Result<()> {
-        self.zero_range(io, extent, Below::Punched).await?;
-        self.tidy(io).await
+        Box::pin(async {
+            self.zero_range(io, extent, Below::Punched).await?;
+            self.tidy(io).await
+        })
+        .await
     }
 
     async fn write_zeroes(&self, io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
@@ -135,11 +145,14 @@ impl Backstore for QcowImage {
         } else {
             Below::Kept
         };
-        self.zero_range(io, extent, below).await?;
-        if flags.fua {
-            self.make_durable(io).await?;
-        }
-        self.tidy(io).await
+        Box::pin(async {
+            self.zero_range(io, extent, below).await?;
+            if flags.fua {
+                self.make_durable(io).await?;
+            }
+            self.tidy(io).await
+        })
+        .await
     }
 
     async fn block_status(&self, io: &Io, extent: Extent) -> Result<BlockStatus> {
@@ -153,7 +166,7 @@ impl Backstore for QcowImage {
         if size <= self.capabilities.get().size {
             return Ok(());
         }
-        self.grow(io, size).await
+        Box::pin(self.grow(io, size)).await
     }
 
     async fn close(&self, io: &Io) -> Result<()> {

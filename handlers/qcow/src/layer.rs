@@ -7,7 +7,7 @@ use crate::disk::Disk;
 use crate::entry::{Compressed, State};
 use crate::mapping::{Found, Mapping, Piece};
 use crate::storage::Storage;
-use crate::transfers::{self, Transfers};
+use crate::transfers::Transfers;
 
 /// A qcow2 image of a chain.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Layer {
     }
 
     /// Where a range lies in the data file, if that is known and the range is one piece.
-    fn in_one_piece(&self, offset: u64, len: u64) -> Option<u64> {
+    pub(crate) fn in_one_piece(&self, offset: u64, len: u64) -> Option<u64> {
         match self.mapping.find(offset, len) {
             Ok(Found::Piece(Piece {
                 state: State::Data { host, .. },
@@ -124,10 +124,6 @@ pub(crate) async fn read(
     buffer: Buffer<'_>,
     offset: u64,
 ) -> Result<()> {
-    // Most requests lie within one piece: they need no list of transfers.
-    if let Some(host) = top.in_one_piece(offset, buffer.len() as u64) {
-        return transfers::read(io, top.disk.data(), buffer, host).await;
-    }
     let mut transfers = Transfers::new(io, buffer);
     let started = start(io, top, backing, buffer, offset, &mut transfers).await;
     let finished = transfers.finish().await;

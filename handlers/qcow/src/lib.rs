@@ -1,8 +1,9 @@
 //! Backstore on a qcow2 image.
 //!
 //! Reads and writes of clusters that the image owns go from the request's memory straight to the
-//! file: nothing is copied and nothing allocated. Everything else (new clusters, copy on write,
-//! compressed clusters, snapshots, the images below) takes longer, and is as safe.
+//! file: nothing is copied, and where they lie in one piece in the file, nothing is allocated.
+//! Everything else (new clusters, copy on write, compressed clusters, snapshots, the images below)
+//! takes longer, and is as safe.
 //!
 //! # What a power cut leaves
 //! A valid image, whatever the order in which unflushed writes reached the medium; everything that

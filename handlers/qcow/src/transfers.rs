@@ -1,5 +1,4 @@
-//! Transfers between a request's memory and the files: one, or several at once, without an
-//! allocation.
+//! Transfers between a request's memory and the files: one, or several at once.
 
 use std::io;
 use std::ops::Range;
@@ -9,9 +8,8 @@ use tcmu_handler::{Buffer, Error, ErrorKind, Io, IoFuture, Operation, Result};
 use crate::fault::failed;
 use crate::storage::Storage;
 
-/// How many transfers of a request run at the same time. They lie in the request's future, which is
-/// moved once per request.
-const WIDTH: usize = 8;
+/// How many transfers of a request run at the same time.
+const WIDTH: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -147,8 +145,10 @@ async fn transfer(
     buffer: Buffer<'_>,
     offset: u64,
 ) -> Result<()> {
-    let result = io.submit(operation(way, storage, buffer, offset)).await;
-    complete(io, way, storage, buffer, offset, result).await
+    match io.submit(operation(way, storage, buffer, offset)).await {
+        Ok(count) if count as usize >= buffer.len() => Ok(()),
+        result => Box::pin(complete(io, way, storage, buffer, offset, result)).await,
+    }
 }
 
 /// Sees to what the kernel has left of a transfer.

@@ -7,7 +7,7 @@ use crate::entry::State;
 use crate::fault::refused;
 use crate::image::QcowImage;
 use crate::layer::Layer;
-use crate::mapping::Piece;
+use crate::mapping::{Found, Piece};
 use crate::transfers::{self, Transfers};
 
 /// What is left to do when all transfers of a write have ended.
@@ -33,19 +33,18 @@ impl QcowImage {
         let mut after = After::default();
         {
             let _inside = self.writer()?.allocator.grace.enter();
-            let piece = self.top.find(io, offset, buffer.len() as u64).await?;
-            let place = self.in_place(&piece, fua, &mut after)?;
-            // Most requests lie within one piece: they need no list of transfers.
-            if let Some((host, durable)) = place
-                && piece.len == buffer.len() as u64
-            {
-                transfers::write(io, self.top.disk.data(), buffer, host, durable).await?;
-            } else {
-                let mut transfers = Transfers::new(io, buffer);
-                let started = self
-                    .start_writing(io, buffer, offset, fua, &mut transfers)
-                    .await;
-                after = transfers.finish().await.and(started)?;
+            // Most requests lie within one piece: one transfer is all that they need.
+            let place = match self.top.mapping.find(offset, buffer.len() as u64) {
+                Ok(Found::Piece(piece)) if piece.len == buffer.len() as u64 => {
+                    self.in_place(&piece, fua, &mut after)?
+                }
+                _ => None,
+            };
+            match place {
+                Some((host, durable)) => {
+                    transfers::write(io, self.top.disk.data(), buffer, host, durable).await?;
+                }
+                None => after = Box::pin(self.write_pieces(io, buffer, offset, fua)).await?,
             }
         }
         if after.flush {
@@ -66,6 +65,21 @@ impl QcowImage {
             allocator.look_ahead(io, &self.top.disk).await;
         }
         self.tidy(io).await
+    }
+
+    /// Writes what takes more than one transfer.
+    async fn write_pieces(
+        &self,
+        io: &Io,
+        buffer: Buffer<'_>,
+        offset: u64,
+        fua: bool,
+    ) -> Result<After> {
+        let mut transfers = Transfers::new(io, buffer);
+        let started = self
+            .start_writing(io, buffer, offset, fua, &mut transfers)
+            .await;
+        transfers.finish().await.and(started)
     }
 
     async fn start_writing<'a>(

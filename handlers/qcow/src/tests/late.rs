@@ -1,7 +1,7 @@
 //! Transfers that take very long: what they were sent to must not become anything else meanwhile.
 
 use tcmu_handler::testing::{buffer, contents, scattered};
-use tcmu_handler::{Backstore, Extent, WriteFlags};
+use tcmu_handler::{Backstore, Extent, WriteFlags, ZeroFlags};
 use tempfile::tempdir;
 
 use super::engine::{Disordered, Kind, Together, run};
@@ -52,4 +52,26 @@ fn a_late_write_hits_nobody_elses_cluster() {
     close(&engine, &image).unwrap();
     drop(image);
     qemu::check(&path, false);
+}
+
+#[test]
+fn the_futures_of_requests_are_small() {
+    let folder = tempdir().unwrap();
+    let image = open(&folder.path().join("a.qcow2"), ";create=on", SIZE).unwrap();
+    let engine = Disordered::new(5);
+    let io = engine.io();
+    let data = buffer(512);
+    let extent = Extent {
+        offset: 0,
+        len: CLUSTER,
+    };
+    let sizes = [
+        size_of_val(&image.read(&io, data.view(), 0)),
+        size_of_val(&image.write(&io, data.view(), 0, WriteFlags::default())),
+        size_of_val(&image.flush(&io)),
+        size_of_val(&image.unmap(&io, extent)),
+        size_of_val(&image.write_zeroes(&io, extent, ZeroFlags::default())),
+        size_of_val(&image.block_status(&io, extent)),
+    ];
+    assert!(sizes.iter().all(|size| *size <= 512), "{sizes:?} bytes");
 }
