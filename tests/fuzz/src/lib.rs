@@ -19,6 +19,7 @@ mod ring;
 pub use commands::{cdb, mode_select, unmap, xcopy};
 pub use names::{config, netlink};
 pub use ring::ring;
+pub use tcmu_handler_nbd::testing::{handshake as nbd_handshake, replies as nbd_replies};
 
 /// What takes any bytes.
 pub type Target = fn(&[u8]);
@@ -32,4 +33,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("mode_select", mode_select),
     ("netlink", netlink),
     ("config", config),
+    ("nbd_handshake", nbd_handshake),
+    ("nbd_replies", nbd_replies),
 ];
