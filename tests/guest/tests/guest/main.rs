@@ -15,6 +15,7 @@ mod iscsi;
 mod kernel;
 mod lifecycle;
 mod many;
+mod nbd;
 mod primary;
 mod qcow;
 mod recovery;

@@ -12,7 +12,7 @@ use tcmu_guest_tests::lun::{Disk, MIB, tcmuctl, tcmuctl_fails};
 use tcmu_guest_tests::{TestResult, guest_test, sh};
 
 /// The words of a fio job that writes all over a disk and reads it back.
-fn verify(disk: &Disk) -> Vec<String> {
+pub(crate) fn verify(disk: &Disk) -> Vec<String> {
     let mut words: Vec<String> = [
         "fio",
         "--name=verify",
