@@ -13,7 +13,7 @@ use crate::undo::Undo;
 use crate::{daemon, identity, iscsi, loopback, size};
 
 /// A specification with all defaults filled in.
-struct Settled<'a> {
+pub(crate) struct Settled<'a> {
     spec: &'a BackstoreSpec,
     dev_config: String,
     size: u64,
@@ -34,17 +34,7 @@ impl Tree {
     pub fn create(&self, spec: &BackstoreSpec) -> Result<Backstore> {
         let settled = self.settle(spec)?;
         self.prepare()?;
-        if self.daemon_check && daemon::find(&self.roots).is_none() {
-            return Err(Error::NoDaemon);
-        }
-        if self.daemon_check
-            && let Some(known) = daemon::handlers_without(&self.roots, &spec.handler)
-        {
-            return Err(Error::NoHandler {
-                handler: spec.handler.clone(),
-                known: known.join(", "),
-            });
-        }
+        self.check_daemon(&spec.handler)?;
         let _lock = self.lock_backstore(&spec.name)?;
         if let Some(place) = self
             .places()?
@@ -62,21 +52,29 @@ impl Tree {
                 undo.keep();
                 Ok(backstore)
             }
-            Err(error) => {
-                let leftovers = undo.roll_back();
-                if leftovers.is_empty() {
-                    return Err(error);
-                }
-                Err(Error::Leftovers {
-                    error: Box::new(error),
-                    leftovers,
-                })
-            }
+            Err(error) => Err(undo.give_up(error)),
+        }
+    }
+
+    /// Refuses what no daemon would serve.
+    pub(crate) fn check_daemon(&self, handler: &str) -> Result<()> {
+        if !self.daemon_check {
+            return Ok(());
+        }
+        if daemon::find(&self.roots).is_none() {
+            return Err(Error::NoDaemon);
+        }
+        match daemon::handlers_without(&self.roots, handler) {
+            Some(known) => Err(Error::NoHandler {
+                handler: handler.to_owned(),
+                known: known.join(", "),
+            }),
+            None => Ok(()),
         }
     }
 
     /// Checks a specification and fills in what it leaves open.
-    fn settle<'a>(&self, spec: &'a BackstoreSpec) -> Result<Settled<'a>> {
+    pub(crate) fn settle<'a>(&self, spec: &'a BackstoreSpec) -> Result<Settled<'a>> {
         let dev_config = spec.check()?;
         // Only the file handler's configuration is known to be a path.
         let path = if spec.handler == "file" {
@@ -154,7 +152,11 @@ impl Tree {
     }
 
     /// Makes the folders: an HBA of its own, unless one is given, and the backstore in it.
-    fn make_backstore(&self, settled: &Settled<'_>, undo: &mut Undo<'_>) -> Result<Place> {
+    pub(crate) fn make_backstore(
+        &self,
+        settled: &Settled<'_>,
+        undo: &mut Undo<'_>,
+    ) -> Result<Place> {
         let core = self.roots.core();
         let folder = |hba: u32| core.join(format!("user_{hba}"));
         let hba = match settled.spec.hba {
@@ -183,7 +185,7 @@ impl Tree {
     }
 
     /// Sets what has to be set before `enable`.
-    fn configure(&self, settled: &Settled<'_>, path: &Path) -> Result<()> {
+    pub(crate) fn configure(&self, settled: &Settled<'_>, path: &Path) -> Result<()> {
         let write = |attribute: &str, value: String| {
             self.check_interrupt()?;
             self.apply(Change::Write(path.join(attribute), value))
@@ -210,7 +212,7 @@ impl Tree {
     }
 
     /// Enables the device: the kernel asks the daemon and waits for its verdict.
-    fn enable(&self, settled: &Settled<'_>, path: &Path) -> Result<()> {
+    pub(crate) fn enable(&self, settled: &Settled<'_>, path: &Path) -> Result<()> {
         let enable = Change::Write(path.join("enable"), "1".to_owned());
         let what = format!("the new LUN with the config {}", settled.dev_config);
         match self.attempt_until_unblocked(&enable, &Guard::Netlink) {
@@ -244,7 +246,7 @@ impl Tree {
     /// Notes that we made a target, so that deleting its last LUN removes it.
     ///
     /// The note lies in /run: like the tree, it ends with the system's run.
-    fn mark_as_ours(&self, fabric: &str, target: &str) -> Result<()> {
+    pub(crate) fn mark_as_ours(&self, fabric: &str, target: &str) -> Result<()> {
         let mark = self.mark(fabric, target);
         let folder = mark.parent().unwrap_or(&mark);
         fs::create_dir_all(folder)

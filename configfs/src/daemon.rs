@@ -4,6 +4,7 @@
 //! (`tcmu_netlink_event_send` in `drivers/target/target_core_user.c`), so it has to be known
 //! before `enable` is written.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -50,6 +51,16 @@ pub enum Sign {
     },
 }
 
+impl fmt::Display for Sign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sign::Subscribed => f.write_str("a socket hears TCMU's events"),
+            Sign::PidFile => f.write_str("its pid file is locked"),
+            Sign::Process { pid } => write!(f, "process {pid}"),
+        }
+    }
+}
+
 /// Looks for a daemon that listens to TCMU; the surest sign found is returned.
 pub fn find(roots: &Roots) -> Option<Sign> {
     if listeners(roots) > 0 {
@@ -58,7 +69,10 @@ pub fn find(roots: &Roots) -> Option<Sign> {
     if pid_file_is_locked(roots) {
         return Some(Sign::PidFile);
     }
-    process_named(&roots.proc, PROCESS_NAME).map(|pid| Sign::Process { pid })
+    let pid = processes_named(&roots.proc, PROCESS_NAME)
+        .first()
+        .copied()?;
+    Some(Sign::Process { pid })
 }
 
 /// The handlers of the running daemon, if `subtype` is none of them and nobody else could serve it.
@@ -74,7 +88,7 @@ pub(crate) fn handlers_without(roots: &Roots, subtype: &str) -> Option<Vec<Strin
 }
 
 /// How many sockets of this network namespace hear TCMU's events.
-fn listeners(roots: &Roots) -> usize {
+pub(crate) fn listeners(roots: &Roots) -> usize {
     if roots.is_system()
         && let Ok(Some(group)) = config_group()
     {
@@ -84,7 +98,8 @@ fn listeners(roots: &Roots) -> usize {
     }
 }
 
-fn pid_file_is_locked(roots: &Roots) -> bool {
+/// Whether a daemon of ours holds the lock.
+pub(crate) fn pid_file_is_locked(roots: &Roots) -> bool {
     fs::metadata(&roots.pid_file)
         .is_ok_and(|meta| is_locked(&read_proc(roots, "locks"), meta.dev(), meta.ino()))
 }
@@ -165,13 +180,15 @@ fn is_locked(table: &str, device: u64, inode: u64) -> bool {
     })
 }
 
-/// A process of this name.
-fn process_named(proc: &Path, name: &str) -> Option<u32> {
-    fs::read_dir(proc).ok()?.flatten().find_map(|entry| {
+/// The processes of this name.
+pub(crate) fn processes_named(proc: &Path, name: &str) -> Vec<u32> {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
         (comm.trim_end() == name).then_some(pid)
-    })
+    });
+    named.collect()
 }
 
 #[cfg(test)]
@@ -248,9 +265,9 @@ sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops 
             fs::create_dir(folder.path().join(pid)).expect("a folder");
             fs::write(folder.path().join(pid).join("comm"), format!("{comm}\n")).expect("written");
         }
-        assert_eq!(process_named(folder.path(), PROCESS_NAME), None);
+        assert!(processes_named(folder.path(), PROCESS_NAME).is_empty());
         fs::write(folder.path().join("9/comm"), "tcmu-runner\n").expect("written");
-        assert_eq!(process_named(folder.path(), PROCESS_NAME), Some(9));
+        assert_eq!(processes_named(folder.path(), PROCESS_NAME), [9]);
     }
 
     #[test]

@@ -16,8 +16,30 @@ use crate::{daemon, iscsi, loopback};
 /// changed.
 const LINGER: Duration = Duration::from_secs(3);
 
+/// The target port group (ALUA) that every backstore has.
+pub(crate) const DEFAULT_PORT_GROUP: &str = "default_tg_pt_gp";
+
 /// With no daemon, nobody will answer: how long a command may stay before it is failed.
 const UNSERVED_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Says how a LUN is deleted whose commands nobody answers, where that was not tried.
+fn advise_force(error: Error, name: &str, options: &DeleteOptions) -> Error {
+    match error {
+        Error::TimedOut {
+            what,
+            seconds,
+            note,
+        } if !options.force => Error::TimedOut {
+            what,
+            seconds,
+            note: format!(
+                "{note}. If its commands are stuck for good, `tcmuctl delete --force {name}` fails \
+                 them and deletes it"
+            ),
+        },
+        error => error,
+    }
+}
 
 impl Tree {
     /// Deletes a backstore: its LUNs on any fabric, targets that [`Tree::create`] made and that
@@ -55,8 +77,15 @@ impl Tree {
             .filter(|lun| lun.backstore == place.path)
         {
             let _lock = self.lock_target(&lun.target_name())?;
-            self.remove_lun(&lun, &guard)?;
+            self.remove_lun(&lun, &guard)
+                .map_err(|error| advise_force(error, name, options))?;
             self.remove_target_if_ours(&lun)?;
+        }
+        // The kernel removes the default one with the backstore, and those that people made not.
+        for group in self.folders(&place.path.join("alua"))? {
+            if !group.ends_with(DEFAULT_PORT_GROUP) {
+                self.apply_guarded(Change::RemoveDir(group), &Guard::Bounded)?;
+            }
         }
         self.apply_guarded(Change::RemoveDir(place.path.clone()), &Guard::Netlink)?;
         let hba = place.path.parent().unwrap_or(&place.path).to_owned();

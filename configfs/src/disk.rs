@@ -131,7 +131,7 @@ impl Tree {
     }
 
     /// Processes that have a device open.
-    fn openers_of(&self, parts: &[(PathBuf, PathBuf)]) -> Vec<String> {
+    pub(crate) fn openers_of(&self, parts: &[(PathBuf, PathBuf)]) -> Vec<String> {
         let mut users = Vec::new();
         for entry in fs::read_dir(&self.roots.proc)
             .into_iter()

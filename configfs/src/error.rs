@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use crate::daemon;
 
@@ -134,6 +135,15 @@ pub enum Error {
     NoDisk {
         /// host:channel:target:lun
         address: String,
+    },
+
+    /// A saved configuration cannot be read or written.
+    #[error("{}: {why}", .path.display())]
+    SavedFile {
+        /// The file.
+        path: PathBuf,
+        /// What is the matter with it.
+        why: String,
     },
 
     /// A signal asked us to stop.

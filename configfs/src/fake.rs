@@ -34,6 +34,8 @@ pub(crate) struct FakeKernel {
     answers: Mutex<VecDeque<Answer>>,
     /// Whether linking a loopback LUN finds a disk.
     disks: Mutex<bool>,
+    /// Whether unlinking a LUN waits until its ring is reset.
+    stuck: Mutex<bool>,
     resets: Mutex<usize>,
     reset: Condvar,
 }
@@ -68,6 +70,7 @@ impl Machine {
             fail_at: Mutex::new(None),
             answers: Mutex::default(),
             disks: Mutex::new(true),
+            stuck: Mutex::new(false),
             resets: Mutex::new(0),
             reset: Condvar::new(),
         });
@@ -128,6 +131,11 @@ impl FakeKernel {
 
     pub(crate) fn without_disks(&self) {
         *self.disks.lock().expect("no panic") = false;
+    }
+
+    /// The LUNs' commands end only when their rings are reset.
+    pub(crate) fn with_stuck_commands(&self) {
+        *self.stuck.lock().expect("no panic") = true;
     }
 
     /// What was made and is still there, apart from the fabrics themselves.
@@ -202,6 +210,10 @@ impl FakeKernel {
             _ if path == self.roots.tcmu_parameter("block_netlink") => {
                 store(path, if value == "1" { "blocked" } else { "unblocked" })
             }
+            ["core", _, _, "action", "reset_ring"] => {
+                *self.stuck.lock().expect("no panic") = false;
+                Ok(())
+            }
             _ if path == self.roots.tcmu_parameter("reset_netlink") => {
                 *self.resets.lock().expect("no panic") += 1;
                 self.reset.notify_all();
@@ -244,6 +256,13 @@ impl FakeKernel {
                 ("statistics/scsi_lu/num_cmds", "0"),
             ],
             ["loopback", _, _] => &[("nexus", ""), ("address", "2:0:1")],
+            ["iscsi", _, _, "acls", _] => &[
+                ("auth/userid", ""),
+                ("auth/password", ""),
+                ("auth/userid_mutual", "NULL"),
+                ("cmdsn_depth", "64"),
+            ],
+            ["iscsi", _, _, "acls", _, _] => &[("write_protect", "0")],
             ["iscsi", _, _] => &[
                 ("enable", "0"),
                 ("dynamic_sessions", ""),
@@ -285,6 +304,9 @@ impl FakeKernel {
     }
 
     fn link(&self, backstore: &Path, link: &Path) -> io::Result<()> {
+        if self.parts(link).contains(&"acls") {
+            return std::os::unix::fs::symlink(backstore, link);
+        }
         if fs::read_to_string(backstore.join("enable"))?.trim() != "1" {
             return Err(io::Error::from_raw_os_error(
                 rustix::io::Errno::NODEV.raw_os_error(),
@@ -314,6 +336,9 @@ impl FakeKernel {
     }
 
     fn unlink(&self, link: &Path) -> io::Result<()> {
+        while *self.stuck.lock().expect("no panic") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         fs::remove_file(link)?;
         if self.parts(link).first() == Some(&"loopback") {
             for gone in ["class/scsi_device/2:0:1:0", "class/block/sda"] {

@@ -12,7 +12,8 @@ use crate::undo::Undo;
 
 /// The fabric's folder.
 pub(crate) const FABRIC: &str = "iscsi";
-const MODULE: &str = "iscsi_target_mod";
+/// The kernel module behind it.
+pub(crate) const MODULE: &str = "iscsi_target_mod";
 
 /// What a new target gets: LIO's demo mode, in which any initiator may log in without a password
 /// and read and write. `cache_dynamic_acls` keeps an initiator's state between its sessions, which
@@ -108,8 +109,10 @@ impl Tree {
         if self.read(&enable)? == "1" {
             self.apply_guarded(Change::Write(enable, "0".to_owned()), &Guard::Bounded)?;
         }
-        for portal in self.folders(&tpg.join("np"))? {
-            self.apply_guarded(Change::RemoveDir(portal), &Guard::Bounded)?;
+        for part in ["np", "acls"] {
+            for folder in self.folders(&tpg.join(part))? {
+                self.apply_guarded(Change::RemoveDir(folder), &Guard::Bounded)?;
+            }
         }
         self.apply_guarded(Change::RemoveDir(tpg.to_owned()), &Guard::Bounded)?;
         self.apply_guarded(Change::RemoveDir(target.to_owned()), &Guard::Bounded)

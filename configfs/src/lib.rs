@@ -2,7 +2,8 @@
 //!
 //! Linux's SCSI target is set up through folders and files below `/sys/kernel/config/target`. This
 //! crate creates, lists, resizes and deletes the backstores there that a user-space daemon serves,
-//! with a disk of this machine (loopback) or an iSCSI target in front of them. [`Tree`] is where to
+//! with a disk of this machine (loopback) or an iSCSI target in front of them; it saves and restores
+//! them ([`saved`]), and finds what is wrong with them ([`Tree::examine`]). [`Tree`] is where to
 //! begin; `tcmuctl` is the same on the command line.
 //!
 //! The kernel's side is `drivers/target/target_core_user.c`, `target_core_configfs.c`,
@@ -25,6 +26,7 @@ mod create;
 mod daemon;
 mod delete;
 mod disk;
+mod doctor;
 mod error;
 mod export;
 mod identity;
@@ -35,6 +37,7 @@ mod name;
 mod prepare;
 mod resize;
 mod roots;
+pub mod saved;
 mod size;
 mod spec;
 mod tree;
@@ -48,6 +51,7 @@ mod tests;
 pub use backstore::{Backstore, Details, State};
 pub use change::{HELPER_ARGUMENT, helper};
 pub use daemon::{HANDLERS_FILE, PID_FILE, PROCESS_NAME, Sign, find as find_daemon};
+pub use doctor::{Finding, Severity};
 pub use error::{Error, Result};
 pub use export::Export;
 pub use name::{CONFIG_MAX, ISCSI_PORT, NAME_MAX, SERIAL_MAX, parse_portal};

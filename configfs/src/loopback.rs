@@ -11,7 +11,8 @@ use crate::undo::Undo;
 
 /// The fabric's folder.
 pub(crate) const FABRIC: &str = "loopback";
-const MODULE: &str = "tcm_loop";
+/// The kernel module behind it.
+pub(crate) const MODULE: &str = "tcm_loop";
 
 impl Tree {
     /// Exposes a backstore as a disk: one target, derived from the serial number, with one LUN.

@@ -53,7 +53,8 @@ impl Tree {
         })
     }
 
-    fn is_configfs(&self, path: &Path) -> bool {
+    /// Whether configfs is mounted there.
+    pub(crate) fn is_configfs(&self, path: &Path) -> bool {
         let mounts = std::fs::read_to_string(self.roots.proc.join("self/mounts"));
         mounts.is_ok_and(|table| {
             table.lines().any(|line| {

@@ -18,6 +18,7 @@ pub struct Roots {
     pub(crate) pid_file: PathBuf,
     pub(crate) handlers_file: PathBuf,
     pub(crate) machine_id: PathBuf,
+    pub(crate) modules: PathBuf,
     system: bool,
 }
 
@@ -42,6 +43,7 @@ impl Roots {
             pid_file: folder.join(crate::daemon::PID_FILE.trim_start_matches('/')),
             handlers_file: folder.join(crate::daemon::HANDLERS_FILE.trim_start_matches('/')),
             machine_id: folder.join("etc/machine-id"),
+            modules: folder.join("lib/modules"),
             system: false,
         }
     }

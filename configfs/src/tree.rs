@@ -190,8 +190,10 @@ impl Tree {
         }
     }
 
-    /// As [`Tree::attempt`], repeated while the kernel says that netlink is blocked (EAGAIN) or
-    /// that a starting daemon swept the request away (EINTR).
+    /// As [`Tree::attempt`], repeated while the kernel says that netlink is blocked (EAGAIN), that
+    /// a starting daemon swept the request away (EINTR), or that the uio device's name is still
+    /// taken by one that is just going (EEXIST: `uio_unregister_device` of drivers/uio/uio.c gives
+    /// the number back before the name).
     pub(crate) fn attempt_until_unblocked(
         &self,
         change: &Change,
@@ -202,16 +204,15 @@ impl Tree {
         let mut told = false;
         loop {
             let verdict = self.attempt(change, guard)?;
-            let blocked = verdict.as_ref().is_err_and(|e| {
-                matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                )
-            });
-            if !blocked {
-                return Ok(verdict);
-            }
+            let blocked = match verdict.as_ref().map_err(io::Error::kind) {
+                Err(io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => true,
+                Err(io::ErrorKind::AlreadyExists) => false,
+                _ => return Ok(verdict),
+            };
             if begin.elapsed() >= limit {
+                if !blocked {
+                    return Ok(verdict);
+                }
                 return Err(Error::Blocked {
                     seconds: limit.as_secs(),
                     parameter: self
@@ -221,7 +222,7 @@ impl Tree {
                         .to_string(),
                 });
             }
-            if !told {
+            if blocked && !told {
                 self.tell("waiting: a daemon is starting and takes no new devices yet");
                 told = true;
             }

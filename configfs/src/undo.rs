@@ -58,8 +58,25 @@ impl<'a> Undo<'a> {
     }
 
     /// Takes everything back, the last first, and names what could not be.
-    pub(crate) fn roll_back(mut self) -> Vec<String> {
+    fn roll_back(mut self) -> Vec<String> {
         self.take_back()
+    }
+
+    /// Takes everything back because of an error, which then says what could not be.
+    pub(crate) fn give_up(self, error: Error) -> Error {
+        let leftovers = self.roll_back();
+        if leftovers.is_empty() {
+            return error;
+        }
+        Error::Leftovers {
+            error: Box::new(error),
+            leftovers,
+        }
+    }
+
+    /// Takes over the steps of another.
+    pub(crate) fn append(&mut self, mut other: Undo<'_>) {
+        self.steps.append(&mut other.steps);
     }
 
     fn take_back(&mut self) -> Vec<String> {

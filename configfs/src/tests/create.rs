@@ -264,6 +264,22 @@ fn a_daemon_that_is_starting_is_waited_for() {
 }
 
 #[test]
+fn a_uio_number_that_is_just_being_given_back_is_waited_for() {
+    let taken = Answer::Errno(Errno::EXIST.raw_os_error());
+    let machine = Machine::new();
+    machine.kernel.answer(&[taken, taken]);
+    machine.tree().create(&spec()).expect("created at last");
+
+    // A verdict that stays is the daemon's own.
+    let machine = Machine::new();
+    machine.kernel.answer(&[taken; 100]);
+    let tree = machine.tree().with_time_limit(Duration::from_millis(300));
+    let error = tree.create(&spec()).expect_err("refused for good");
+    assert!(matches!(error, Error::Refused { .. }), "{error}");
+    assert!(machine.kernel.remains().is_empty());
+}
+
+#[test]
 fn an_interrupt_undoes_what_was_begun() {
     let machine = Machine::new();
     machine.kernel.answer(&[Answer::None]);

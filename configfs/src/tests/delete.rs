@@ -1,6 +1,7 @@
 //! Deleting backstores: what goes, what stays, and when it is refused.
 
 use std::fs;
+use std::time::Duration;
 
 use crate::fake::Machine;
 use crate::{BackstoreSpec, DeleteOptions, Error, IscsiSpec};
@@ -232,4 +233,25 @@ fn names_that_are_no_names_are_not_found() {
             .expect_err("no such backstore");
         assert!(matches!(error, Error::NotFound(_)), "{error}");
     }
+}
+
+#[test]
+fn a_stuck_lun_is_deleted_by_force_as_the_message_says() {
+    let machine = with_disk();
+    machine.kernel.with_stuck_commands();
+    let tree = machine.tree().with_time_limit(Duration::from_millis(200));
+    let error = tree
+        .delete("disk0", &DeleteOptions::default())
+        .expect_err("stuck");
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(
+        error.to_string().contains("tcmuctl delete --force disk0"),
+        "{error}"
+    );
+
+    let machine = with_disk();
+    machine.kernel.with_stuck_commands();
+    let tree = machine.tree().with_time_limit(Duration::from_millis(200));
+    tree.delete("disk0", &force()).expect("forced");
+    assert!(machine.kernel.remains().is_empty());
 }

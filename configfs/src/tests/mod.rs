@@ -2,5 +2,7 @@
 
 mod create;
 mod delete;
+mod doctor;
 mod list;
 mod resize;
+mod saved;

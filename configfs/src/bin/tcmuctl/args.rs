@@ -28,6 +28,14 @@ Examples:
       tcmuctl top
       tcmuctl stats
 
+  Keep it across a reboot, and take over what targetcli has saved:
+      tcmuctl save
+      tcmuctl restore
+      tcmuctl restore --dry-run /etc/target/saveconfig.json
+
+  Why is it slow, or does not work at all:
+      tcmuctl doctor
+
 Exit status: 0 done, 1 failed, 2 wrong usage.";
 
 /// Set up LUNs that a user-space daemon serves (LIO, TCMU)
@@ -37,7 +45,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage.";
 /// this machine or through iSCSI, and shows, resizes and deletes them. It works on the kernel's own
 /// tree, /sys/kernel/config/target, so it sees what targetcli made, and targetcli what it made.
 ///
-/// Nothing is kept across a reboot.
+/// The kernel forgets all of it at a reboot: `save` keeps it in a file, `restore` brings it back.
 #[derive(Debug, Parser)]
 #[command(name = "tcmuctl", version, max_term_width = 100, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -97,6 +105,25 @@ pub(crate) enum Command {
 
     #[command(flatten)]
     Runner(crate::runner::Command),
+
+    /// Save all backstores and the loopback and iSCSI targets that expose them
+    ///
+    /// The file is JSON, and holds CHAP's passwords in clear: only root can read it. It is written
+    /// in one step; the one before it is kept with .bak behind its name.
+    Save(SavedFile),
+
+    /// Make what was saved and is not there
+    ///
+    /// Reads files of `tcmuctl save` and of targetcli. What is there already is left alone, and
+    /// named where it differs. What cannot be made is named, and the rest goes on.
+    ///
+    /// Exit status 1 if anything failed or differs.
+    Restore(Restore),
+
+    /// Look for what stops or slows TCMU on this machine, and say how to mend it
+    ///
+    /// Nothing is changed. Exit status 1 if something is broken.
+    Doctor,
 
     /// Print a completion script for a shell
     Completions {
@@ -240,6 +267,27 @@ pub(crate) struct Resize {
     /// Also to a smaller size, giving up the data beyond
     #[arg(long)]
     pub(crate) shrink: bool,
+
+    /// Do not look whether a daemon is running
+    #[arg(long)]
+    pub(crate) no_daemon_check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SavedFile {
+    /// The file [default: /etc/tcmu/saveconfig.json]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    #[command(flatten)]
+    pub(crate) saved: SavedFile,
+
+    /// Only say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 
     /// Do not look whether a daemon is running
     #[arg(long)]

@@ -1,8 +1,10 @@
 //! `tcmuctl` sets up LUNs that a user-space daemon serves.
 
 mod args;
+mod doctor;
 mod output;
 mod runner;
+mod saved;
 
 use std::env;
 use std::io::{self, Write};
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
                 _ => FAILED,
             })
         }
+        Err(Failure::Told) => ExitCode::from(FAILED),
         Err(Failure::Tree(error)) => {
             complain(&error.to_string());
             ExitCode::from(if error.is_usage() { USAGE } else { FAILED })
@@ -65,6 +68,8 @@ enum Failure {
     Tree(Error),
     Runner(runner::Error),
     Io(io::Error),
+    /// What was printed says it.
+    Told,
 }
 
 impl From<Error> for Failure {
@@ -154,6 +159,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             }
         }
         Command::Runner(command) => runner::run(command, as_json, cli.common.timeout)?,
+        Command::Save(save) => saved::save(&cli.common, save)?,
+        Command::Restore(restore) => saved::restore(&cli.common, restore)?,
+        Command::Doctor => doctor::examine(&cli.common)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tcmuctl", &mut io::stdout());
         }
