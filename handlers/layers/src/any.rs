@@ -50,6 +50,7 @@ trait Erased: Send {
         data: Buffer<'a>,
     ) -> Boxed<'a, Option<CdbAnswer>>;
     fn resize<'a>(&'a self, io: &'a Io, size: u64) -> Boxed<'a, Result<()>>;
+    fn resized<'a>(&'a self, io: &'a Io, known: u64) -> Boxed<'a, ()>;
     fn file(&self) -> Option<File>;
     fn close<'a>(&'a self, io: &'a Io) -> Boxed<'a, Result<()>>;
 }
@@ -126,6 +127,10 @@ impl<B: Backstore> Erased for B {
 
     fn resize<'a>(&'a self, io: &'a Io, size: u64) -> Boxed<'a, Result<()>> {
         Box::pin(Backstore::resize(self, io, size))
+    }
+
+    fn resized<'a>(&'a self, io: &'a Io, known: u64) -> Boxed<'a, ()> {
+        Box::pin(Backstore::resized(self, io, known))
     }
 
     fn file(&self) -> Option<File> {
@@ -206,6 +211,10 @@ impl Backstore for AnyBackstore {
 
     async fn resize(&self, io: &Io, size: u64) -> Result<()> {
         self.0.resize(io, size).await
+    }
+
+    async fn resized(&self, io: &Io, known: u64) {
+        self.0.resized(io, known).await;
     }
 
     fn file(&self) -> Option<File> {

@@ -1,12 +1,10 @@
 //! `delay`: requests take longer.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tcmu_handler::Result;
+use tcmu_handler::{Io, Operation, Result};
 
-use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::operations::{Operations, Request};
 use crate::options::Options;
@@ -26,7 +24,6 @@ Example: delay/ms=5/op=flush/file//var/lib/x.img
 
 #[derive(Debug)]
 pub(crate) struct Delay {
-    clock: Arc<Clock>,
     time: Duration,
     operations: Operations,
 }
@@ -43,18 +40,21 @@ pub(crate) fn parse(options: &Options) -> Result<(Duration, Operations)> {
 impl Delay {
     pub(crate) fn new(options: &Options) -> Result<Self> {
         let (time, operations) = parse(options)?;
-        Ok(Self {
-            clock: Clock::get()?,
-            time,
-            operations,
-        })
+        Ok(Self { time, operations })
     }
 }
 
 impl Gate for Delay {
-    async fn pass<T>(&self, request: Request, below: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn pass<T>(
+        &self,
+        io: &Io,
+        request: Request,
+        below: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         if self.operations.contains(request.operation) {
-            self.clock.sleep_until(Instant::now() + self.time).await;
+            let time = self.time;
+            // What it ends with makes no difference.
+            let _ = io.submit(Operation::Wait { time }).await;
         }
         below.await
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 
 use rustix::io::Errno;
-use tcmu_handler::{Error, ErrorKind, Result};
+use tcmu_handler::{Error, ErrorKind, Io, Result};
 
 use crate::gate::Gate;
 use crate::operations::{Operation, Operations, Request};
@@ -183,7 +183,12 @@ impl Fault {
 }
 
 impl Gate for Fault {
-    async fn pass<T>(&self, request: Request, below: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn pass<T>(
+        &self,
+        _io: &Io,
+        request: Request,
+        below: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         if self.strikes(&request) {
             return Err(self.plan.failure.of(&request));
         }

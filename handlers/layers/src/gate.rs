@@ -18,7 +18,12 @@ pub(crate) trait Gate: Send + 'static {
     }
 
     /// Lets a request pass, or not; `below` executes it.
-    async fn pass<T>(&self, request: Request, below: impl Future<Output = Result<T>>) -> Result<T>;
+    async fn pass<T>(
+        &self,
+        io: &Io,
+        request: Request,
+        below: impl Future<Output = Result<T>>,
+    ) -> Result<T>;
 }
 
 /// An image behind a gate. Prefetching, resizing and closing go through unseen.
@@ -43,7 +48,7 @@ impl<G: Gate> Backstore for Gated<G> {
     async fn read(&self, io: &Io, buffer: Buffer<'_>, offset: u64) -> Result<()> {
         let request = on(Operation::Read, offset, buffer.len());
         let below = self.below.read(io, buffer, offset);
-        self.gate.pass(request, below).await
+        self.gate.pass(io, request, below).await
     }
 
     async fn write(
@@ -55,24 +60,28 @@ impl<G: Gate> Backstore for Gated<G> {
     ) -> Result<()> {
         let request = on(Operation::Write, offset, buffer.len());
         let below = self.below.write(io, buffer, offset, flags);
-        self.gate.pass(request, below).await
+        self.gate.pass(io, request, below).await
     }
 
     async fn flush(&self, io: &Io) -> Result<()> {
         let request = on(Operation::Flush, 0, 0);
-        self.gate.pass(request, self.below.flush(io)).await
+        self.gate.pass(io, request, self.below.flush(io)).await
     }
 
     async fn unmap(&self, io: &Io, extent: Extent) -> Result<()> {
         let operation = Operation::Unmap;
         let request = Request { operation, extent };
-        self.gate.pass(request, self.below.unmap(io, extent)).await
+        self.gate
+            .pass(io, request, self.below.unmap(io, extent))
+            .await
     }
 
     async fn write_zeroes(&self, io: &Io, extent: Extent, flags: ZeroFlags) -> Result<()> {
         let operation = Operation::Zero;
         let below = self.below.write_zeroes(io, extent, flags);
-        self.gate.pass(Request { operation, extent }, below).await
+        self.gate
+            .pass(io, Request { operation, extent }, below)
+            .await
     }
 
     async fn compare_and_write(
@@ -87,13 +96,15 @@ impl<G: Gate> Backstore for Gated<G> {
         let below = self
             .below
             .compare_and_write(io, expected, new, offset, flags);
-        self.gate.pass(request, below).await
+        self.gate.pass(io, request, below).await
     }
 
     async fn block_status(&self, io: &Io, extent: Extent) -> Result<BlockStatus> {
         let operation = Operation::Status;
         let below = self.below.block_status(io, extent);
-        self.gate.pass(Request { operation, extent }, below).await
+        self.gate
+            .pass(io, Request { operation, extent }, below)
+            .await
     }
 
     async fn prefetch(&self, io: &Io, extent: Extent) -> Result<()> {
@@ -106,6 +117,10 @@ impl<G: Gate> Backstore for Gated<G> {
 
     async fn resize(&self, io: &Io, size: u64) -> Result<()> {
         self.below.resize(io, size).await
+    }
+
+    async fn resized(&self, io: &Io, known: u64) {
+        self.below.resized(io, known).await;
     }
 
     async fn close(&self, io: &Io) -> Result<()> {

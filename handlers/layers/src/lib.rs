@@ -50,7 +50,6 @@
 #![forbid(unsafe_code)]
 
 mod any;
-mod clock;
 mod delay;
 mod fault;
 mod gate;

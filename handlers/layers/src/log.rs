@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Instant;
 
-use tcmu_handler::{Extent, Result};
+use tcmu_handler::{Extent, Io, Result};
 
 use crate::gate::Gate;
 use crate::operations::{Operations, Request};
@@ -39,7 +39,12 @@ impl Log {
 }
 
 impl Gate for Log {
-    async fn pass<T>(&self, request: Request, below: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn pass<T>(
+        &self,
+        _io: &Io,
+        request: Request,
+        below: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         if !self.operations.contains(request.operation) {
             return below.await;
         }

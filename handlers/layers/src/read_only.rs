@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use tcmu_handler::{Capabilities, Error, ErrorKind, Result};
+use tcmu_handler::{Capabilities, Error, ErrorKind, Io, Result};
 
 use crate::gate::Gate;
 use crate::operations::Request;
@@ -32,7 +32,12 @@ impl Gate for ReadOnly {
         }
     }
 
-    async fn pass<T>(&self, request: Request, below: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn pass<T>(
+        &self,
+        _io: &Io,
+        request: Request,
+        below: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         if request.operation.changes() {
             return Err(Error::new(
                 ErrorKind::ReadOnly,

@@ -337,6 +337,10 @@ impl Backstore for Volatile {
         self.image.resize(io, size).await
     }
 
+    async fn resized(&self, io: &Io, known: u64) {
+        self.image.resized(io, known).await;
+    }
+
     async fn close(&self, io: &Io) -> Result<()> {
         let _alone = self.writing_down.lock().await;
         let left = match self.cut.get() {

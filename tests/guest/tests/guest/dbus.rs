@@ -42,7 +42,9 @@ fn handlers_are_found() -> TestResult {
     let _bus = Bus::start()?;
     let daemon = Daemon::start_on_bus()?;
     let objects = objects()?;
-    for subtype in ["file", "nbd", "null", "qcow", "ram", "rbd"] {
+    for subtype in [
+        "delay", "file", "nbd", "null", "qcow", "ram", "rbd", "verify",
+    ] {
         let path = OwnedObjectPath::try_from(format!("{ROOT}/{subtype}"))?;
         let interfaces = objects.get(&path).with_context(|| format!("no {path}"))?;
         ensure!(

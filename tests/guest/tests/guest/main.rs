@@ -13,6 +13,7 @@ mod format;
 mod insight;
 mod iscsi;
 mod kernel;
+mod layers;
 mod lifecycle;
 mod many;
 mod nbd;
