@@ -63,6 +63,14 @@ impl Daemon {
         Self::spawn(program, &[&["--no-dbus"], args].concat(), vars)?.await_ready()
     }
 
+    /// Starts a program that serves devices and is not the daemon, and waits until it says `ready`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_other(program: &str, args: &[&str], ready: &str) -> anyhow::Result<Self> {
+        Self::spawn(program, args, &[])?.await_word(ready)
+    }
+
     /// Starts it with D-Bus, where there may be a bus or not, and waits until it says that it is
     /// ready.
     ///
@@ -82,9 +90,13 @@ impl Daemon {
     }
 
     fn await_ready(self) -> anyhow::Result<Self> {
+        self.await_word(" ready ")
+    }
+
+    fn await_word(self, word: &str) -> anyhow::Result<Self> {
         let mut daemon = self;
         let deadline = Instant::now() + PATIENCE;
-        while !daemon.log().lines().any(|line| line.contains(" ready ")) {
+        while !daemon.log().lines().any(|line| line.contains(word)) {
             if let Some(status) = daemon.process.try_wait()? {
                 bail!("the daemon ended at its start with {status}");
             }

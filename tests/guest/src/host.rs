@@ -175,9 +175,19 @@ fn build_programs() -> anyhow::Result<PathBuf> {
         RUNNER_WITH_KILL_POINTS,
     ];
     let runner = ["--package", "tcmu-runner"];
+    // Together, so that what both need is built once.
+    let examples = [
+        "--package",
+        "tcmu",
+        "--example",
+        "custom_handler",
+        "--example",
+        "ram_disk",
+    ];
     for what in [
         [&runner[..], &["--package", "tcmu-configfs"]].concat(),
         [&runner[..], &kill_points].concat(),
+        [&runner[..], &examples].concat(),
     ] {
         let mut command = Command::new(&cargo);
         command.args(["build", "--quiet"]).args(what);

@@ -8,6 +8,7 @@ mod copy;
 mod dbus;
 mod disk;
 mod drain;
+mod examples;
 mod faults;
 mod format;
 mod insight;
