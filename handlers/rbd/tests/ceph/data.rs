@@ -24,7 +24,7 @@ fn every_request(cluster: &Cluster) -> anyhow::Result<()> {
     let blocks = 8192;
     let mut runner = TestRunner::deterministic();
     let steps = steps(blocks, 4096);
-    for _ in 0..8 {
+    for _ in 0..4 {
         let config = cluster.config(&cluster.image(blocks * 512)?, "");
         let opened = open(&config, blocks * 512)?;
         let capabilities = opened.image.capabilities();

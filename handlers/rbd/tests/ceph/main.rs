@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod contract;
 mod data;
 mod image;
 mod locks;
@@ -24,6 +25,7 @@ type Test = fn(&Cluster) -> anyhow::Result<()>;
 /// In this order, one after the other: some stop the OSD.
 const TESTS: &[(&str, &[(&str, Test)])] = &[
     ("data", data::TESTS),
+    ("contract", contract::TESTS),
     ("opening", opening::TESTS),
     ("sizes", sizes::TESTS),
     ("locks", locks::TESTS),
