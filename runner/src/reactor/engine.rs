@@ -201,6 +201,18 @@ impl UringEngine {
         self.inner.borrow_mut().push(entry);
     }
 
+    /// Hands the kernel what is queued. To be called before files are closed that polls and kicks are
+    /// about: their numbers may be those of other files by the next time.
+    pub(crate) fn submit(&self) {
+        let mut inner = self.inner.borrow_mut();
+        // Each time as much as the queue takes.
+        for _ in 0..=inner.backlog.len() {
+            if inner.enter(Wait::No).is_err() || inner.backlog.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Causes [`Event::Alarm`] after [`age::INTERVAL`].
     pub(crate) fn alarm(&self) {
         let source = Source {

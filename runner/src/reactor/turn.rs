@@ -97,6 +97,12 @@ pub(super) struct Reactor {
     tasks: Vec<TaskId>,
 }
 
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        self.engine.submit();
+    }
+}
+
 impl Reactor {
     /// A reactor on this thread, which must be the one that made the engine and adopted `ready`.
     pub(super) fn new(
