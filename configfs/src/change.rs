@@ -9,13 +9,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// The first argument that makes a program a [`helper`].
@@ -129,8 +129,88 @@ impl Kernel for RealKernel {
 #[derive(Debug, Clone)]
 pub(crate) enum Isolation {
     Thread,
-    /// In a process of this program, which calls [`helper`].
-    Process(PathBuf),
+    Process(Helpers),
+}
+
+/// Processes of a program that calls [`helper`]: one makes change after change, as long as none keeps
+/// it in the kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct Helpers {
+    program: PathBuf,
+    idle: Arc<Mutex<Option<Helper>>>,
+}
+
+#[derive(Debug)]
+struct Helper {
+    child: Child,
+    /// Closed, it makes an idle helper end.
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Helpers {
+    pub(crate) fn of(program: PathBuf) -> Self {
+        Self {
+            program,
+            idle: Arc::default(),
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Option<Helper>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> io::Result<Helper> {
+        match self.idle().take() {
+            Some(helper) => Ok(helper),
+            None => Helper::start(&self.program),
+        }
+    }
+
+    fn make(&self, mut helper: Helper, change: &Change) -> io::Result<()> {
+        // One that does not answer is not asked again.
+        let answer = helper.ask(change)?;
+        *self.idle() = Some(helper);
+        read_verdict(&answer)
+    }
+}
+
+impl Helper {
+    fn start(program: &Path) -> io::Result<Self> {
+        // All standard streams are cut, lest a pipeline wait for a helper that stays behind, and the
+        // process group is its own, so that the terminal's ^C does not end it halfway.
+        let mut child = Command::new(program)
+            .arg(HELPER_ARGUMENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let requests = child.stdin.take();
+        let answers = child.stdout.take();
+        let answers = answers.ok_or_else(|| io::Error::other("no way to the helper process"))?;
+        Ok(Self {
+            child,
+            requests,
+            answers: BufReader::new(answers),
+        })
+    }
+
+    fn ask(&mut self, change: &Change) -> io::Result<String> {
+        let requests = self.requests.as_mut();
+        let requests = requests.ok_or_else(|| io::Error::other("the helper process is gone"))?;
+        write_request(requests, &change.to_arguments())?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        let _ = self.child.wait();
+    }
 }
 
 /// Starts a change beside the caller; its result comes through the channel, if ever.
@@ -146,18 +226,9 @@ pub(crate) fn start(
             let kernel = Arc::clone(kernel);
             Box::new(move || kernel.apply(&change))
         }
-        Isolation::Process(program) => {
-            // All standard streams are cut, lest a pipeline wait for a helper that stays behind,
-            // and the process group is its own, so that the terminal's ^C does not end it halfway.
-            let child = Command::new(program)
-                .arg(HELPER_ARGUMENT)
-                .args(change.to_arguments())
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .process_group(0)
-                .spawn()?;
-            Box::new(move || read_verdict(&child.wait_with_output()?.stdout))
+        Isolation::Process(helpers) => {
+            let (helpers, helper) = (helpers.clone(), helpers.take()?);
+            Box::new(move || helpers.make(helper, &change))
         }
     };
     thread::Builder::new()
@@ -169,10 +240,39 @@ pub(crate) fn start(
     Ok(receiver)
 }
 
-/// What the helper prints, read back.
-fn read_verdict(output: &[u8]) -> io::Result<()> {
-    let text = OsStr::from_bytes(output).to_string_lossy();
-    let mut words = text.split_whitespace();
+/// Writes the words of a change: their number, then each with its length before it.
+fn write_request(to: &mut impl Write, words: &[OsString]) -> io::Result<()> {
+    let mut request = vec![words.len() as u8];
+    for word in words {
+        request.extend((word.len() as u32).to_ne_bytes());
+        request.extend(word.as_bytes());
+    }
+    to.write_all(&request)?;
+    to.flush()
+}
+
+/// The words of the next change; `None` if there are no more.
+fn read_request(from: &mut impl Read) -> io::Result<Option<Vec<OsString>>> {
+    let mut count = [0];
+    if from.read(&mut count)? == 0 {
+        return Ok(None);
+    }
+    let word = |from: &mut dyn Read| {
+        let mut len = [0; 4];
+        from.read_exact(&mut len)?;
+        let mut bytes = vec![0; u32::from_ne_bytes(len) as usize];
+        from.read_exact(&mut bytes)?;
+        Ok(OsString::from_vec(bytes))
+    };
+    (0..count[0])
+        .map(|_| word(from))
+        .collect::<io::Result<_>>()
+        .map(Some)
+}
+
+/// What the helper answers.
+fn read_verdict(answer: &str) -> io::Result<()> {
+    let mut words = answer.split_whitespace();
     match (words.next(), words.next().and_then(|n| n.parse().ok())) {
         (Some("done"), _) => Ok(()),
         (Some("errno"), Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
@@ -182,20 +282,28 @@ fn read_verdict(output: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The body of a helper process: makes the one change that its arguments (those after
-/// [`HELPER_ARGUMENT`]) describe and prints the verdict.
+/// The body of a helper process: makes the changes that come through its standard input, and prints
+/// the verdict on each.
 ///
 /// A program that uses [`Tree::in_processes`](crate::Tree::in_processes) calls this first thing
 /// in `main` when its first argument is [`HELPER_ARGUMENT`], and exits.
-pub fn helper(arguments: impl IntoIterator<Item = OsString>) {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let Some(change) = Change::from_arguments(&arguments) else {
-        return;
-    };
-    match change.apply() {
-        Ok(()) => println!("done"),
-        // EIO for what is no system error: a short write.
-        Err(error) => println!("errno {}", error.raw_os_error().unwrap_or(5)),
+pub fn helper() {
+    let (mut requests, mut answers) = (io::stdin().lock(), io::stdout().lock());
+    while let Ok(Some(words)) = read_request(&mut requests) {
+        let Some(change) = Change::from_arguments(&words) else {
+            return;
+        };
+        let answer = match change.apply() {
+            Ok(()) => "done".to_owned(),
+            // EIO for what is no system error: a short write.
+            Err(error) => format!("errno {}", error.raw_os_error().unwrap_or(5)),
+        };
+        if writeln!(answers, "{answer}")
+            .and_then(|()| answers.flush())
+            .is_err()
+        {
+            return;
+        }
     }
 }
 
@@ -213,7 +321,13 @@ mod tests {
             Change::Link("/a".into(), "/b".into()),
             Change::Unlink(OsString::from_vec(vec![b'/', 0xff]).into()),
         ] {
-            assert_eq!(Change::from_arguments(&change.to_arguments()), Some(change));
+            let mut request = Vec::new();
+            write_request(&mut request, &change.to_arguments()).expect("written");
+            let mut rest = &request[..];
+            let words = read_request(&mut rest).expect("read").expect("a request");
+            assert_eq!(Change::from_arguments(&words), Some(change));
+            assert!(read_request(&mut rest).expect("read").is_none());
+            assert!(read_request(&mut &request[..request.len() - 1]).is_err());
         }
         assert_eq!(Change::from_arguments(&[]), None);
         assert_eq!(Change::from_arguments(&["mkdir".into()]), None);
@@ -226,10 +340,10 @@ mod tests {
 
     #[test]
     fn the_verdict_of_the_helper_is_read_back() {
-        assert!(read_verdict(b"done\n").is_ok());
-        let error = read_verdict(b"errno 21\n").expect_err("refused");
+        assert!(read_verdict("done\n").is_ok());
+        let error = read_verdict("errno 21\n").expect_err("refused");
         assert_eq!(error.raw_os_error(), Some(21));
-        assert!(read_verdict(b"").is_err());
+        assert!(read_verdict("").is_err());
     }
 
     #[test]

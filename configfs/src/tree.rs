@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::change::{self, Change, Isolation, Kernel, RealKernel};
+use crate::change::{self, Change, Helpers, Isolation, Kernel, RealKernel};
 use crate::error::{Error, Result};
 use crate::roots::Roots;
 
@@ -130,7 +130,7 @@ impl Tree {
     /// Otherwise they are made in threads of this process; one that the kernel never lets go then
     /// keeps the process from ending.
     pub fn in_processes(mut self, program: impl Into<PathBuf>) -> Self {
-        self.isolation = Isolation::Process(program.into());
+        self.isolation = Isolation::Process(Helpers::of(program.into()));
         self
     }
 

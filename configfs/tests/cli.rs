@@ -4,8 +4,9 @@
 //! for real is tested on a real kernel; here, creation gets as far as the first attribute.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -458,18 +459,33 @@ fn the_helper_reports_the_errno() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("new");
     let path = path.to_str().expect("text");
-    let helper = |arguments: &[&str]| {
-        Run::of(&[&["__apply-change"], arguments].concat(), None)
-            .stdout
-            .trim()
-            .to_owned()
+    let mut helper = Command::new(env!("CARGO_BIN_EXE_tcmuctl"))
+        .arg("__apply-change")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut requests = helper.stdin.take().expect("its input");
+    let mut answers = BufReader::new(helper.stdout.take().expect("its output"));
+    let mut ask = |words: &[&str]| {
+        let mut request = vec![words.len() as u8];
+        for word in words {
+            request.extend((word.len() as u32).to_ne_bytes());
+            request.extend(word.as_bytes());
+        }
+        requests.write_all(&request).expect("it listens");
+        let mut answer = String::new();
+        answers.read_line(&mut answer).expect("it answers");
+        answer.trim().to_owned()
     };
-    assert_eq!(helper(&["mkdir", path]), "done");
-    assert_eq!(helper(&["mkdir", path]), "errno 17");
-    assert_eq!(helper(&["write", path, "1"]), "errno 21");
-    assert_eq!(helper(&["rmdir", path]), "done");
-    assert_eq!(helper(&["rmdir", path]), "errno 2");
-    assert_eq!(helper(&["format", path]), "");
+    assert_eq!(ask(&["mkdir", path]), "done");
+    assert_eq!(ask(&["mkdir", path]), "errno 17");
+    assert_eq!(ask(&["write", path, "1"]), "errno 21");
+    assert_eq!(ask(&["rmdir", path]), "done");
+    assert_eq!(ask(&["rmdir", path]), "errno 2");
+    // What it does not understand ends it.
+    assert_eq!(ask(&["format", path]), "");
+    assert!(helper.wait().expect("it ends").success());
 }
 
 #[test]

@@ -25,12 +25,11 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let mut arguments = env::args_os().skip(1);
-    if arguments
-        .next()
+    if env::args_os()
+        .nth(1)
         .is_some_and(|first| first == HELPER_ARGUMENT)
     {
-        tcmu_configfs::helper(arguments);
+        tcmu_configfs::helper();
         return ExitCode::SUCCESS;
     }
     let cli = Cli::parse();
