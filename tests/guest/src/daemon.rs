@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal};
 pub(crate) const PROGRAMS_VAR: &str = "TCMU_GUEST_PROGRAMS";
 
 /// How long the daemon may take to start or to stop. Generous: a hang should run into it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -89,29 +89,55 @@ impl Daemon {
         Self::spawn(RUNNER, &["--config", file], &[])?.await_ready()
     }
 
+    /// Starts this program, as [`start_with`](Self::start_with), though something may kill it at any
+    /// moment: waits until it says that it is ready, or has ended.
+    ///
+    /// # Errors
+    /// If it stays silent instead.
+    pub fn start_doomed(
+        program: &str,
+        args: &[&str],
+        vars: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let mut daemon = Self::spawn(program, &[&["--no-dbus"], args].concat(), vars)?;
+        daemon.said_or_ended(" ready ")?;
+        Ok(daemon)
+    }
+
     fn await_ready(self) -> anyhow::Result<Self> {
         self.await_word(" ready ")
     }
 
-    fn await_word(self, word: &str) -> anyhow::Result<Self> {
-        let mut daemon = self;
+    fn await_word(mut self, word: &str) -> anyhow::Result<Self> {
+        if let Some(status) = self.said_or_ended(word)? {
+            bail!("the daemon ended at its start with {status}");
+        }
+        Ok(self)
+    }
+
+    /// Waits until its log has this word; returns how it ended, if it did that first.
+    fn said_or_ended(&mut self, word: &str) -> anyhow::Result<Option<ExitStatus>> {
         let deadline = Instant::now() + PATIENCE;
-        while !daemon.log().lines().any(|line| line.contains(word)) {
-            if let Some(status) = daemon.process.try_wait()? {
-                bail!("the daemon ended at its start with {status}");
+        loop {
+            // Asked before the log is read: what ends after it was ready is no failure to start.
+            let ended = self.process.try_wait()?;
+            if self.log().lines().any(|line| line.contains(word)) {
+                return Ok(None);
+            }
+            if ended.is_some() {
+                return Ok(ended);
             }
             if Instant::now() > deadline {
                 bail!("the daemon is not ready after {} s", PATIENCE.as_secs());
             }
             thread::sleep(POLL);
         }
-        Ok(daemon)
     }
 
     /// Starts one that is expected to end by itself, and returns how it did and its log.
     ///
     /// # Errors
-    /// If it is still running after half a minute.
+    /// If it is still running after a minute.
     pub fn start_expecting_end() -> anyhow::Result<(ExitStatus, String)> {
         let mut daemon = Self::spawn(RUNNER, &["--no-dbus"], &[])?;
         let status = daemon.wait()?;
@@ -159,7 +185,7 @@ impl Daemon {
     /// Waits until what it has logged from a byte on contains `text`; returns the log's length then.
     ///
     /// # Errors
-    /// If it does not within half a minute.
+    /// If it does not within a minute.
     pub fn await_log(&self, from: usize, text: &str) -> anyhow::Result<usize> {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, ensure};
+use tcmu::discovery::Sysfs;
 
 use crate::daemon::program;
 use crate::sh;
@@ -114,6 +115,34 @@ impl Disk {
     /// The disk's path, as an argument of commands.
     pub fn path(&self) -> &str {
         self.path.to_str().unwrap_or_default()
+    }
+
+    /// The uio device that it is served through, such as `/dev/uio3`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn uio(&self) -> anyhow::Result<String> {
+        let devices = Sysfs::system().scan()?;
+        let device = devices.iter().find(|device| device.name.name == self.name);
+        let device = device.with_context(|| format!("{} has no uio device", self.name))?;
+        Ok(format!("/dev/uio{}", device.minor))
+    }
+
+    /// How many commands the initiator has sent that have not been answered.
+    ///
+    /// # Errors
+    /// If the disk is gone.
+    pub fn in_flight(&self) -> anyhow::Result<u64> {
+        let name = self.path.file_name().context("no disk name")?;
+        let folder = Path::new("/sys/class/block").join(name).join("device");
+        let count = |attribute: &str| -> anyhow::Result<u64> {
+            let text = fs::read_to_string(folder.join(attribute))?;
+            let digits = text.trim().trim_start_matches("0x");
+            u64::from_str_radix(digits, 16).with_context(|| format!("{attribute}: {text}"))
+        };
+        // The answers first: what is sent in between must not look like one too many.
+        let done = count("iodone_cnt")?;
+        Ok(count("iorequest_cnt")?.saturating_sub(done))
     }
 
     /// Its size in bytes, as the block layer has it.

@@ -118,7 +118,10 @@ fn a_lun_with_a_stuck_image_can_be_deleted() -> TestResult {
     let mut sg = Sg::open(&stuck)?;
     freezer.freeze()?;
     let writer = thread::spawn(move || sg.execute(&write_10(64), &[2; 512], 0));
-    thread::sleep(Duration::from_millis(300));
+    while stuck.in_flight()? == 0 {
+        ensure!(!writer.is_finished(), "the write is not stuck");
+        thread::sleep(Duration::from_millis(5));
+    }
     let begun = Instant::now();
     tcmuctl(&["--timeout", "5", "delete", "--force", "stuck"])?;
     println!("deleted after {:?}", begun.elapsed());
@@ -169,7 +172,7 @@ fn an_image_that_takes_too_long_to_open_is_refused() -> TestResult {
     freezer.thaw()?;
     // What was opened too late is closed again: the name and the image can be used.
     let again = || Disk::create("late", "file", &config, &["--size", "16M"]);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let disk = loop {
         match again() {
             Ok(disk) => break disk,
@@ -192,6 +195,23 @@ fn mapped_at(pid: u32, device: &str) -> anyhow::Result<u64> {
     Ok(u64::from_str_radix(start, 16)?)
 }
 
+/// Waits until no thread of a process runs any more that was told to stop.
+fn await_stopped(pid: u32) -> TestResult {
+    let is_stopped = |task: &Path| {
+        let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+        // proc_pid_stat(5): the state follows the name, which is in parentheses.
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with('T'))
+    };
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+        if tasks.map(|task| task.path()).all(|task| is_stopped(&task)) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 guest_test!(a_damaged_ring_is_reset);
 fn a_damaged_ring_is_reset() -> TestResult {
     let daemon = Daemon::start()?;
@@ -202,7 +222,7 @@ fn a_damaged_ring_is_reset() -> TestResult {
         .read(true)
         .write(true)
         .open(format!("/proc/{}/mem", daemon.pid()))?;
-    let base = mapped_at(daemon.pid(), "/dev/uio0")?;
+    let base = mapped_at(daemon.pid(), &disk.uio()?)?;
     let word = |at: u64| -> anyhow::Result<u32> {
         let mut bytes = [0; 4];
         memory.read_exact_at(&mut bytes, base + at)?;
@@ -210,6 +230,7 @@ fn a_damaged_ring_is_reset() -> TestResult {
     };
     // The daemon must not see the next command before its entry is damaged.
     daemon.signal(Signal::STOP)?;
+    await_stopped(daemon.pid())?;
     let head = word(12)?;
     let path = disk.path().to_owned();
     let reader = thread::spawn(move || {
@@ -287,7 +308,8 @@ guest_test!(
 );
 fn a_lun_that_brings_the_daemon_down_is_taken_offline() -> TestResult {
     needs_several_cpus("so many daemons under load")?;
-    let start = || Daemon::start_with(RUNNER_WITH_KILL_POINTS, &[], &[]);
+    // The poison may bring it down before it is ready.
+    let start = || Daemon::start_doomed(RUNNER_WITH_KILL_POINTS, &[], &[]);
     let mut daemon = start()?;
     let bad = Disk::create("bad", "poisonous", "x", &["--size", "16M"])?;
     let good = Disk::of_image("good", 16 * MIB)?;
