@@ -41,6 +41,10 @@ const KERNELS: &[Kernel] = &[Kernel::Uml, Kernel::UmlBuilt];
 /// the other one.
 const JUDGES_KERNEL: Kernel = Kernel::UmlBuilt;
 
+/// How much of everything there is in the guest tests with `--full`: how often the daemon is killed in
+/// each test that kills it, and how many devices a storm has.
+const FULL: &[(&str, &str)] = &[("TCMU_KILLS", "100"), ("TCMU_STORM_DEVICES", "500")];
+
 /// Run everything that CI runs
 ///
 /// Installs what is missing (apt, as root), checks formatting and lints, runs the tests that need no
@@ -54,7 +58,8 @@ pub(crate) struct Options {
     /// The kernels for the guest tests
     #[arg(long, value_delimiter = ',', default_values_t = KERNELS)]
     kernel: Vec<Kernel>,
-    /// Also build the Debian package and try it out in a fresh Debian tree with systemd
+    /// Also build the Debian package and try it out in a fresh Debian tree with systemd; in the guest,
+    /// kill the daemon 100 times in a row instead of 12, and let storms have 500 devices instead of 64
     #[arg(long)]
     full: bool,
     /// No formatting and lint checks, no tests outside the guest
@@ -87,7 +92,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             &mut rows,
             "tests and examples",
             &[&workspace[..], &guest_tests].concat(),
-            None,
+            &[],
         );
         let harness = [
             "test",
@@ -97,11 +102,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             "--test",
             "harness",
         ];
-        tests(&mut rows, "the guest tests' harness", &harness, None);
+        tests(&mut rows, "the guest tests' harness", &harness, &[]);
         let judges = ["test", "--package", "tcmu-conformance", "--lib"];
-        tests(&mut rows, "what the judges' words mean", &judges, None);
+        tests(&mut rows, "what the judges' words mean", &judges, &[]);
         let example = ["test", "--package", "tcmu-guest-tests", "--doc"];
-        tests(&mut rows, "the harness's examples", &example, None);
+        tests(&mut rows, "the harness's examples", &example, &[]);
         check(
             &mut rows,
             "documentation",
@@ -125,11 +130,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             continue;
         }
         let guest = ["test", "--package", "tcmu-guest-tests", "--test", "guest"];
-        tests(&mut rows, &name, &guest, Some(kernel));
+        let mut vars = vec![(KERNEL_VAR, kernel.name())];
+        if options.full {
+            vars.extend(FULL);
+        }
+        tests(&mut rows, &name, &guest, &vars);
         if kernel == JUDGES_KERNEL {
             packages::ensure_lists()?;
             let judges = ["test", "--package", "tcmu-conformance", "--test", "judges"];
-            tests(&mut rows, "conformance", &judges, Some(kernel));
+            tests(
+                &mut rows,
+                "conformance",
+                &judges,
+                &[(KERNEL_VAR, kernel.name())],
+            );
         }
     }
 
@@ -155,7 +169,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// A step that passes or fails as a whole.
 fn check(rows: &mut Vec<Row>, name: &str, args: &[&str]) {
-    let started = begin(name, args, None);
+    let started = begin(name, args, &[]);
     let mut command = cargo::command(args);
     // For the documentation: a broken link fails it.
     command.env("RUSTDOCFLAGS", "--deny warnings");
@@ -171,13 +185,11 @@ fn check(rows: &mut Vec<Row>, name: &str, args: &[&str]) {
     add(rows, name, counts, started);
 }
 
-/// A step whose programs count their tests.
-fn tests(rows: &mut Vec<Row>, name: &str, args: &[&str], kernel: Option<Kernel>) {
-    let started = begin(name, args, kernel);
+/// A step whose programs count their tests, with further environment variables.
+fn tests(rows: &mut Vec<Row>, name: &str, args: &[&str], vars: &[(&str, &str)]) {
+    let started = begin(name, args, vars);
     let mut command = cargo::command(args);
-    if let Some(kernel) = kernel {
-        command.env(KERNEL_VAR, kernel.name());
-    }
+    command.envs(vars.iter().copied());
     let mut counts = Counts::default();
     let passed = relay(&mut command, |line| counts.add_line(line)).unwrap_or_else(|e| {
         eprintln!("xtask: {e:#}");
@@ -190,12 +202,10 @@ fn tests(rows: &mut Vec<Row>, name: &str, args: &[&str], kernel: Option<Kernel>)
     add(rows, name, counts, started);
 }
 
-fn begin(name: &str, args: &[&str], kernel: Option<Kernel>) -> Instant {
+fn begin(name: &str, args: &[&str], vars: &[(&str, &str)]) -> Instant {
     print::heading(&format!("{}{}", name[..1].to_uppercase(), &name[1..]));
-    let env = kernel
-        .map(|k| format!("{KERNEL_VAR}={k} "))
-        .unwrap_or_default();
-    print::command(&format!("{env}cargo {}", args.join(" ")));
+    let vars: String = vars.iter().map(|(k, v)| format!("{k}={v} ")).collect();
+    print::command(&format!("{vars}cargo {}", args.join(" ")));
     Instant::now()
 }
 

@@ -12,7 +12,7 @@ use tcmu_guest_tests::sg::Sg;
 use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 
 /// How often the daemon is killed in one test; 100 where it is asked for.
-fn kills() -> u32 {
+pub(super) fn kills() -> u32 {
     let asked = std::env::var("TCMU_KILLS").ok();
     asked.and_then(|text| text.parse().ok()).unwrap_or(12)
 }
@@ -196,7 +196,7 @@ fn costs_nothing_but_a_pause(
     let mut daemon = Daemon::start()?;
     let disks = disks()?;
     let load = Load::start(&disks)?;
-    let mut longest = Duration::ZERO;
+    let mut pauses = Vec::new();
     for time in 0..times {
         let ended = Instant::now();
         end(time, daemon, &load)?;
@@ -210,7 +210,7 @@ fn costs_nothing_but_a_pause(
             thread::sleep(Duration::from_millis(2));
         }
         let pause = load.take_longest();
-        longest = longest.max(pause);
+        pauses.push(pause);
         println!(
             "{time}: ended within {:?}, ready again after {started:?}, longest command {pause:?}",
             down.duration_since(ended),
@@ -220,7 +220,15 @@ fn costs_nothing_but_a_pause(
         ensure!(!log.contains("offline"), "a LUN was taken offline:\n{log}");
     }
     load.finish()?;
-    println!("the longest pause was {longest:?}");
+    pauses.sort();
+    let share = |percent: usize| pauses[(pauses.len() - 1) * percent / 100];
+    println!(
+        "of {times} pauses: median {:?}, 90 % within {:?}, 99 % within {:?}, the longest {:?}",
+        share(50),
+        share(90),
+        share(99),
+        share(100)
+    );
     for disk in disks {
         disk.delete()?;
     }
@@ -228,7 +236,7 @@ fn costs_nothing_but_a_pause(
 }
 
 /// Moments that differ from run to run.
-fn random_moment(time: u32) -> Duration {
+pub(super) fn random_moment(time: u32) -> Duration {
     let clock = std::time::UNIX_EPOCH
         .elapsed()
         .unwrap_or_default()
@@ -259,7 +267,7 @@ fn killed_at_chosen_points() -> TestResult {
         if time + 1 == kills() {
             return Daemon::start();
         }
-        Daemon::start_with(
+        Daemon::start_doomed(
             RUNNER_WITH_KILL_POINTS,
             &[],
             &[("TCMU_KILL_AT", &format!("{point}:{passes}"))],
