@@ -35,6 +35,12 @@ struct Arguments {
     #[arg(long)]
     no_dbus: bool,
 
+    /// Answer for LUNs instead of serving them: all that is in flight, and all that comes, ends with
+    /// NOT READY until SIGTERM or SIGINT. For when tcmu-runner itself cannot run: initiators get errors
+    /// instead of waiting for ever, and LUNs can be deleted. New LUNs are refused
+    #[arg(long)]
+    offline: bool,
+
     /// List the handlers and what their configuration strings look like, and exit
     #[arg(long)]
     handlers: bool,
@@ -84,5 +90,5 @@ pub fn main(handlers: Registry) -> ExitCode {
 
 fn run(handlers: Registry, arguments: Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(arguments.config, arguments.log_level.as_deref())?;
-    Daemon::start(handlers, settings)?.run(!arguments.no_dbus)
+    Daemon::start(handlers, settings, arguments.offline)?.run(!arguments.no_dbus)
 }

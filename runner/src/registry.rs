@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tcmu::configfs::BackstoreDir;
+use tcmu::discovery::DeviceName;
 use tcmu::mapping::Mapping;
 use tcmu::ring::Ring;
 use tcmu::ring::recovery::Table;
@@ -13,7 +14,7 @@ use tcmu::uio::Uio;
 use tcmu_handler::{AllowedPaths, Backstore, Config, Error, ErrorKind, Handler, OpenRequest};
 use tcmu_handler_layers::{Handlers, Layer};
 
-use crate::device_server::{Geometry, Journal, LogicalUnit};
+use crate::device_server::{Geometry, Identity, Journal, LogicalUnit};
 use crate::identity::{IdentitySource, LateNames};
 use crate::journal::FileJournal;
 use crate::meter::Meter;
@@ -113,23 +114,19 @@ impl Registry {
         }
     }
 
-    /// Opens the image of a device. Blocks as long as the handler does.
-    pub(crate) fn open(&self, device: OpenDevice) -> Result<MakeLun, Error> {
-        let subtype = &device.uio.name().subtype;
+    /// Opens the image that a device's name tells. Blocks as long as the handler does.
+    pub(crate) fn open(&self, request: &ImageRequest) -> Result<Image, Error> {
+        let subtype = &request.name.subtype;
         match self.handlers.get(subtype) {
-            Some(handler) => {
-                let config = self.config(subtype, &device.uio.name().config)?;
-                handler.open(config, device)
-            }
+            Some(handler) => handler.open(self.config(subtype, &request.name.config)?, request),
             None => Err(no_handler(subtype)),
         }
     }
 
     /// Serves a device without its image: nothing that needs it is done.
-    pub(crate) fn open_offline(device: OpenDevice) -> Result<MakeLun, Error> {
-        let geometry = device.geometry()?;
-        let offline = Offline::new(geometry.size);
-        device.serve(offline, geometry, |unit| unit.take_offline())
+    pub(crate) fn serve_offline(device: OpenDevice) -> MakeLun {
+        let offline = Offline::new(device.geometry.size);
+        device.serve(offline, |unit| unit.take_offline())
     }
 }
 
@@ -156,6 +153,25 @@ impl Default for Registry {
     }
 }
 
+/// Which image is to be opened.
+#[derive(Clone, Debug)]
+pub(crate) struct ImageRequest {
+    pub(crate) name: DeviceName,
+    pub(crate) geometry: Geometry,
+}
+
+/// An image that is open: makes a LUN of the device that it is for.
+pub(crate) type Image = Box<dyn FnOnce(OpenDevice, Past) -> MakeLun + Send>;
+
+/// What initiators have seen of a LUN before its image was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// Nothing that they should hear of: commands have waited at the most.
+    Uneventful,
+    /// It was offline.
+    Offline,
+}
+
 fn no_handler(subtype: &str) -> Error {
     Error::new(
         ErrorKind::Unsupported,
@@ -171,76 +187,84 @@ impl std::fmt::Debug for Registry {
 
 /// A device that is open and mapped, and what the kernel says of it.
 pub(crate) struct OpenDevice {
-    pub(crate) uio: Uio,
-    pub(crate) mapping: Arc<Mapping>,
-    pub(crate) backstore: BackstoreDir,
-    pub(crate) meter: Arc<Meter>,
+    uio: Uio,
+    mapping: Arc<Mapping>,
+    backstore: BackstoreDir,
+    geometry: Geometry,
+    write_cache: bool,
+    identity: Identity,
+    meter: Arc<Meter>,
     /// Where to note what is in flight, and what a predecessor has noted.
-    pub(crate) table: Option<Table>,
+    table: Option<Table>,
     /// Called when nothing of what the predecessor noted is in flight any more.
-    pub(crate) recovered: Recovered,
+    recovered: Recovered,
 }
 
 impl OpenDevice {
-    /// The size and shape that the kernel has for the LUN.
-    fn geometry(&self) -> Result<Geometry, Error> {
-        let dir = &self.backstore;
-        let size = dir.size().map_err(attribute("size"))?;
-        let block_size = dir.block_size().map_err(attribute("block size"))?;
-        let max_sectors = dir
-            .hw_max_sectors()
-            .map_err(attribute("longest transfer"))?;
-        let block_size = NonZeroU32::new(block_size)
-            .filter(|size| (512..=65536).contains(&size.get()) && size.is_power_of_two())
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidConfig,
-                    format!("a block size of {block_size} bytes is not a power of two from 512 on"),
-                )
-            })?;
-        if size == 0 || size % u64::from(block_size.get()) != 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!("a size of {size} bytes is not a multiple of the block size, {block_size}"),
-            ));
+    /// Asks the kernel what there is to know of a device. May wait for a lock of configfs, see
+    /// [`tcmu::configfs`].
+    pub(crate) fn new(
+        uio: Uio,
+        mapping: Arc<Mapping>,
+        backstore: BackstoreDir,
+        meter: Arc<Meter>,
+        table: Option<Table>,
+        recovered: Recovered,
+    ) -> Result<Self, Error> {
+        let geometry = geometry(&backstore)?;
+        let write_cache = backstore.write_cache().map_err(attribute("write cache"))?;
+        if let Err(error) = backstore.notify_task_management() {
+            tracing::warn!(
+                lun = uio.name().name,
+                %error,
+                "the kernel will not say which commands were aborted: they end when they would have anyway"
+            );
         }
-        Ok(Geometry {
-            size,
-            block_size,
-            max_transfer_blocks: max_sectors.max(LEAST_MAX_TRANSFER / block_size),
+        let identity = IdentitySource::new(uio.name().name.clone(), backstore.clone()).read();
+        Ok(Self {
+            uio,
+            mapping,
+            backstore,
+            geometry,
+            write_cache,
+            identity,
+            meter,
+            table,
+            recovered,
         })
+    }
+
+    /// What is to be opened for it.
+    pub(crate) fn image_request(&self) -> ImageRequest {
+        ImageRequest {
+            name: self.uio.name().clone(),
+            geometry: self.geometry,
+        }
     }
 
     /// Puts the LUN together; `prepare` sees its unit before the first command.
     fn serve<B: Backstore>(
         self,
         backstore: B,
-        geometry: Geometry,
         prepare: impl FnOnce(&mut LogicalUnit<B>) + Send + 'static,
-    ) -> Result<MakeLun, Error> {
+    ) -> MakeLun {
         let Self {
             uio,
             mapping,
             backstore: dir,
+            geometry,
+            write_cache,
+            identity,
             table,
             recovered,
             meter,
         } = self;
-        let write_cache = dir.write_cache().map_err(attribute("write cache"))?;
         let folder = dir.path().to_owned();
         let name = uio.name().name.clone();
-        if let Err(error) = dir.notify_task_management() {
-            tracing::warn!(
-                lun = name,
-                %error,
-                "the kernel will not say which commands were aborted: they end when they would have anyway"
-            );
-        }
         let target_core = Arc::new(Configfs::new(dir.clone()));
         let source = IdentitySource::new(name.clone(), dir);
-        let identity = source.read();
         meter.opened(geometry.size, geometry.block_size.get());
-        Ok(Box::new(move |context| {
+        Box::new(move |context| {
             let unusable = || Error::new(ErrorKind::Internal, "the command ring cannot be used");
             let (ring, interrupted) = match table {
                 Some(table) => Ring::with_table(mapping, table)
@@ -264,8 +288,36 @@ impl OpenDevice {
                 meter,
                 context,
             ))
-        }))
+        })
     }
+}
+
+/// The size and shape that the kernel has for a LUN.
+fn geometry(dir: &BackstoreDir) -> Result<Geometry, Error> {
+    let size = dir.size().map_err(attribute("size"))?;
+    let block_size = dir.block_size().map_err(attribute("block size"))?;
+    let max_sectors = dir
+        .hw_max_sectors()
+        .map_err(attribute("longest transfer"))?;
+    let block_size = NonZeroU32::new(block_size)
+        .filter(|size| (512..=65536).contains(&size.get()) && size.is_power_of_two())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidConfig,
+                format!("a block size of {block_size} bytes is not a power of two from 512 on"),
+            )
+        })?;
+    if size == 0 || size % u64::from(block_size.get()) != 0 {
+        return Err(Error::new(
+            ErrorKind::InvalidConfig,
+            format!("a size of {size} bytes is not a multiple of the block size, {block_size}"),
+        ));
+    }
+    Ok(Geometry {
+        size,
+        block_size,
+        max_transfer_blocks: max_sectors.max(LEAST_MAX_TRANSFER / block_size),
+    })
 }
 
 fn attribute(what: &'static str) -> impl Fn(std::io::Error) -> Error {
@@ -276,7 +328,7 @@ fn attribute(what: &'static str) -> impl Fn(std::io::Error) -> Error {
 trait AnyHandler: Send + Sync {
     fn help(&self) -> &str;
     fn check(&self, config: &Config) -> Result<(), Error>;
-    fn open(&self, config: Config, device: OpenDevice) -> Result<MakeLun, Error>;
+    fn open(&self, config: Config, request: &ImageRequest) -> Result<Image, Error>;
 }
 
 impl<H: Handler> AnyHandler for H {
@@ -288,8 +340,8 @@ impl<H: Handler> AnyHandler for H {
         Handler::check(self, config)
     }
 
-    fn open(&self, config: Config, device: OpenDevice) -> Result<MakeLun, Error> {
-        let geometry = device.geometry()?;
+    fn open(&self, config: Config, request: &ImageRequest) -> Result<Image, Error> {
+        let ImageRequest { name, geometry } = request;
         let backstore = Handler::open(
             self,
             &OpenRequest {
@@ -298,13 +350,18 @@ impl<H: Handler> AnyHandler for H {
                 block_size: geometry.block_size.get(),
             },
         )?;
-        let journal = FileJournal::of(device.uio.name());
+        let journal = FileJournal::of(name);
         let kept = journal
             .load()
             .map_err(|error| Error::os("reading the LUN's journal", error))?;
-        device.serve(backstore, geometry, move |unit| {
-            unit.keep_journal(Arc::new(journal), kept.as_deref());
-        })
+        Ok(Box::new(move |device, past| {
+            device.serve(backstore, move |unit| {
+                unit.keep_journal(Arc::new(journal), kept.as_deref());
+                if past == Past::Offline {
+                    unit.became_ready();
+                }
+            })
+        }))
     }
 }
 

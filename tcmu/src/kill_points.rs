@@ -1,7 +1,7 @@
 //! Points at which a test has the process killed (feature `kill-points`).
 //!
 //! The environment variable `TCMU_KILL_AT` holds a point's name and how often it is passed before:
-//! `fetched:40`, `publishing:7`, `published:0`.
+//! `fetched:40`, `noted:3`, `publishing:7`, `published:0`.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,6 +13,8 @@ use rustix::process::{Signal, getpid, kill_process};
 pub(crate) enum KillPoint {
     /// A command is fetched, and noted in the table.
     Fetched,
+    /// The table knows how far a command has come that cannot simply run again.
+    Noted,
     /// The table knows of a publication that has not taken place.
     Publishing,
     /// A publication has taken place, and the kernel is not kicked.
@@ -24,6 +26,7 @@ static CHOSEN: LazyLock<Option<(KillPoint, AtomicI64)>> = LazyLock::new(|| {
     let (name, passes) = text.split_once(':')?;
     let point = match name {
         "fetched" => KillPoint::Fetched,
+        "noted" => KillPoint::Noted,
         "publishing" => KillPoint::Publishing,
         "published" => KillPoint::Published,
         _ => return None,

@@ -20,13 +20,17 @@ pub(super) fn adopt(old: &Config, mut new: Config) -> (Config, Vec<Change>) {
             "log_level is \"{new}\", and was \"{old}\""
         )));
     }
-    if old.opening_limit() != new.opening_limit() {
-        let (old, new) = (old.opening_limit(), new.opening_limit());
-        changes.push(Change::Made(format!(
-            "opening_limit is {} s, and was {} s",
-            new.as_secs(),
-            old.as_secs()
-        )));
+    for (key, old, new) in [
+        ("opening_limit", old.opening_limit(), new.opening_limit()),
+        ("offline_after", old.offline_after(), new.offline_after()),
+    ] {
+        if old != new {
+            changes.push(Change::Made(format!(
+                "{key} is {} s, and was {} s",
+                new.as_secs(),
+                old.as_secs()
+            )));
+        }
     }
     if old.slow_command_ms != new.slow_command_ms {
         changes.push(Change::Made(match new.slow_command_ms {

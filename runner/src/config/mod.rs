@@ -41,6 +41,11 @@ pub struct Config {
     /// The figures for Prometheus.
     #[serde(default)]
     pub metrics: MetricsConfig,
+    /// How many seconds the commands of a LUN wait for an image that cannot be opened when the daemon
+    /// starts anew, 1 to 3600; then they end with NOT READY until it can. Default: 20, less than the 30
+    /// after which Linux's initiators lose their patience.
+    #[serde(default, deserialize_with = "parse::within::<_, 3600>")]
+    pub offline_after: Option<usize>,
     /// Settings of handlers, by subtype.
     #[serde(default)]
     pub handlers: BTreeMap<String, HandlerConfig>,
@@ -104,5 +109,10 @@ impl Config {
     pub(crate) fn slow_command(&self) -> Option<Duration> {
         let milliseconds = self.slow_command_ms?;
         Some(Duration::from_millis(milliseconds as u64))
+    }
+
+    /// How long commands wait for an image that cannot be opened.
+    pub(crate) fn offline_after(&self) -> Duration {
+        Duration::from_secs(self.offline_after.unwrap_or(20) as u64)
     }
 }

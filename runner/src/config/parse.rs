@@ -171,6 +171,7 @@ mod tests {
             listen.as_deref(),
             Some("unix:/run/tcmu-runner/metrics.sock")
         );
+        assert_eq!(config.offline_after, Some(20));
         assert!(config.handlers["file"].allowed_paths.is_some());
         assert_eq!(config.handlers["file"].enabled, Some(true));
     }
@@ -201,7 +202,8 @@ mod tests {
             (
                 "reactors = 2\nreactor = 3\n",
                 "2: reactor: unknown field `reactor`, expected one of `log_level`, `reactors`, \
-                 `blocking_threads`, `opening_limit`, `slow_command_ms`, `metrics`, `handlers`",
+                 `blocking_threads`, `opening_limit`, `slow_command_ms`, `metrics`, \
+                 `offline_after`, `handlers`",
             ),
             (
                 "log_level = \"loud\"",

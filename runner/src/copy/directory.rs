@@ -1,5 +1,6 @@
 //! All LUNs of a runner, by the names that copies call them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,10 @@ pub struct Directory {
 struct Entries {
     next: u64,
     list: Vec<Entry>,
+    /// LUNs that are going to be served.
+    expected: HashSet<LunId>,
+    /// Whoever waits for news of those.
+    curious: Vec<oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -65,28 +70,58 @@ impl Directory {
         }
     }
 
+    /// A LUN is going to be served: copies wait for it, as initiators do.
+    pub(crate) fn expect(&self, id: LunId) {
+        self.entries().expected.insert(id);
+    }
+
+    /// A LUN is served by now, or is not going to be.
+    pub(crate) fn settle(&self, id: LunId) {
+        let mut entries = self.entries();
+        entries.expected.remove(&id);
+        for curious in entries.curious.drain(..) {
+            // Whoever has given up waiting does not hear it.
+            let _ = curious.send(());
+        }
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The one LUN other than `key` with this designator. Two that have the same are a mistake of
     /// whoever set them up; which one is meant cannot be told.
-    fn only(&self, key: u64, designator: [u8; 16]) -> Option<(Port, PathBuf)> {
-        let entries = self.entries();
+    fn only(&self, key: u64, designator: [u8; 16]) -> Found {
+        let mut entries = self.entries();
         let mut found = entries
             .list
             .iter()
             .filter(|entry| entry.key != key && entry.designator == Some(designator));
-        let first = found.next()?;
+        let Some(first) = found.next() else {
+            if entries.expected.is_empty() {
+                return Found::Nothing;
+            }
+            let (news, told) = oneshot::channel();
+            entries.curious.push(news);
+            return Found::NotYet(told);
+        };
         if found.next().is_some() {
             tracing::warn!(
                 lun = %first.folder.display(),
                 "a copy was refused: several LUNs have the same serial number"
             );
-            return None;
+            return Found::Nothing;
         }
-        Some((first.port.clone(), first.folder.clone()))
+        Found::Lun(first.port.clone(), first.folder.clone())
     }
+}
+
+/// What a look into the directory brings.
+enum Found {
+    Lun(Port, PathBuf),
+    /// It may be one of those that are going to be served: look again when there is news.
+    NotYet(oneshot::Receiver<()>),
+    Nothing,
 }
 
 /// A LUN's membership in the directory.
@@ -115,7 +150,16 @@ impl Neighbours for Member {
         for_writing: bool,
     ) -> Local<'a, Option<Box<dyn Neighbour>>> {
         Box::pin(async move {
-            let (port, other) = self.directory.only(self.key, designator)?;
+            let (port, other) = loop {
+                match self.directory.only(self.key, designator) {
+                    Found::Lun(port, folder) => break (port, folder),
+                    Found::NotYet(news) => {
+                        // News, or the end of whoever tells it.
+                        let _ = news.await;
+                    }
+                    Found::Nothing => return None,
+                }
+            };
             let directory = Arc::clone(&self.directory);
             let own = self.folder.clone();
             let allowed = io
@@ -163,5 +207,39 @@ impl Neighbour for Port {
             // A reactor or LUN that has gone drops the request.
             answered.await.unwrap_or(Err(CopyFailure::gone()))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Anybody;
+
+    impl Access for Anybody {
+        fn allows(&self, _: &Path, _: &Path, _: bool) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_lun_that_is_expected_may_still_come() {
+        let directory = Directory::new(Anybody);
+        let look = || directory.only(0, [7; 16]);
+        assert!(matches!(look(), Found::Nothing));
+        directory.expect(3);
+        directory.expect(4);
+        for id in [3, 4] {
+            let Found::NotYet(mut news) = look() else {
+                panic!("LUN {id} is not expected")
+            };
+            assert_eq!(news.try_recv(), Ok(None));
+            directory.settle(id);
+            assert_eq!(news.try_recv(), Ok(Some(())));
+        }
+        assert!(matches!(look(), Found::Nothing));
     }
 }

@@ -21,6 +21,8 @@ const KEPT_EVENTS: usize = 1024;
 pub(crate) enum LunState {
     /// Its image is being opened.
     Opening,
+    /// Its image cannot be opened. That is tried again; commands wait in the kernel.
+    Waiting,
     /// Commands are executed.
     Serving,
     /// Commands in flight are being finished, for as long as somebody wants its image to be left alone;
@@ -28,6 +30,8 @@ pub(crate) enum LunState {
     Draining,
     /// Nothing is in flight, and what was written is durable; commands wait in the kernel.
     Held,
+    /// Commands are answered with NOT READY.
+    Offline,
     /// What is in flight is being finished; later commands wait in the kernel.
     Leaving,
     /// It exists in the kernel and is not served.
@@ -49,9 +53,11 @@ impl LunState {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Opening => "opening",
+            Self::Waiting => "waiting",
             Self::Serving => "serving",
             Self::Draining => "draining",
             Self::Held => "held",
+            Self::Offline => "offline",
             Self::Leaving => "leaving",
             Self::Failed => "failed",
         }
@@ -108,6 +114,12 @@ pub(crate) enum EventKind {
     Serving,
     /// A LUN cannot be served, or not any more.
     Failed,
+    /// A LUN's commands are answered with NOT READY from now on.
+    Offline,
+    /// A LUN's image does not answer.
+    Stuck,
+    /// A LUN's image answers again.
+    Unstuck,
     /// A LUN is not served any more, as it was asked for.
     Closed,
     /// A LUN has another size.
@@ -132,6 +144,9 @@ impl EventKind {
         match self {
             Self::Serving => "serving",
             Self::Failed => "failed",
+            Self::Offline => "offline",
+            Self::Stuck => "stuck",
+            Self::Unstuck => "unstuck",
             Self::Closed => "closed",
             Self::Resized => "resized",
             Self::WriteCache => "write-cache",

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use tcmu::discovery::DeviceName;
 use tcmu::netlink::Ticket;
 
+use super::images::Trouble;
 use crate::recovery::CrashLoop;
+use crate::registry::{Image, ImageRequest, OpenDevice};
 
 /// How long a LUN that the kernel removes may finish what is in flight.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -15,8 +17,10 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 pub(super) enum Phase {
     /// It is suspected of having brought daemons down, and waits for its trial.
     Suspect(CrashLoop),
-    /// Its image is being opened.
+    /// It is being opened, and its image is.
     Opening,
+    /// Its image cannot be opened: commands wait in the kernel.
+    Waiting,
     /// It is on its way to its reactor.
     Attaching,
     Serving,
@@ -34,6 +38,8 @@ pub(super) enum Next {
     LookAgain,
     /// Reset the ring and serve the device again.
     Reset,
+    /// Serve the device with the image that was opened meanwhile.
+    ComeBack,
 }
 
 /// A device of a handler of ours.
@@ -56,13 +62,47 @@ pub(super) struct Device {
     pub(super) removed: Option<Instant>,
     /// Its backstore has not answered a command for long.
     pub(super) stuck: bool,
-    /// It is served without its image.
-    pub(super) offline: bool,
+    /// The device, until its image is open.
+    pub(super) taken: Option<OpenDevice>,
+    /// The image, until its device is there for it.
+    pub(super) image: Option<Image>,
+    /// What the image is.
+    pub(super) request: Option<ImageRequest>,
+    /// Its image cannot be opened.
+    pub(super) away: Option<Trouble>,
+    /// It is served without its image, for this reason.
+    pub(super) offline: Option<String>,
+    /// How many commands of a predecessor's run again.
+    pub(super) interrupted: usize,
     /// Commands that a predecessor left are still in flight.
     pub(super) recovering: bool,
 }
 
 impl Device {
+    /// One that is about to be opened.
+    pub(super) fn new(name: DeviceName, opening: u64, reactor: usize) -> Self {
+        Self {
+            name,
+            opening,
+            phase: Phase::Opening,
+            since: Instant::now(),
+            reactor,
+            ticket: None,
+            unwanted: false,
+            ring_resets: 0,
+            crash_loop: None,
+            removed: None,
+            stuck: false,
+            taken: None,
+            image: None,
+            request: None,
+            away: None,
+            offline: None,
+            interrupted: 0,
+            recovering: false,
+        }
+    }
+
     /// What is wrong with it although it is served; empty if nothing is.
     pub(super) fn trouble(&self) -> &'static str {
         if self.stuck {

@@ -9,11 +9,13 @@ use tcmu_handler::Error;
 
 use super::board::{EventKind, LunState};
 use super::device::{Device, Next, Phase};
-use super::open::{Inheritance, Opened};
+use super::open::{Inheritance, Taken, guarded};
 use super::report::Report;
 use super::{BUSY, Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
 use crate::meter::Meter;
-use crate::reactor::{Done, LunId, Message, Notice};
+use crate::reactor::{Done, LunId, MakeLun, Message, Notice};
+use crate::recovery::Verdict;
+use crate::registry::Past;
 
 /// How often a LUN whose ring is damaged is given a fresh one before it is left alone.
 const RING_RESETS: u32 = 3;
@@ -29,6 +31,15 @@ impl Daemon {
                 ticket: waiting,
                 ..
             }) => *waiting = Some(ticket),
+            // It was found before it was announced.
+            Some(Device {
+                phase: Phase::Waiting,
+                ticket: waiting,
+                ..
+            }) => {
+                *waiting = Some(ticket);
+                self.forget(id, NO_DEVICE);
+            }
             Some(Device {
                 phase: Phase::Serving,
                 ..
@@ -37,7 +48,20 @@ impl Daemon {
                 phase: Phase::Leaving { .. },
                 ..
             }) => self.reply(ticket, TRY_AGAIN),
-            None => self.open(id, name, Some(ticket), 0, Inheritance::Judge),
+            None if self.offline => {
+                tracing::warn!(
+                    lun = name.name,
+                    "refused: tcmu-runner --offline takes no new LUNs"
+                );
+                self.reply(ticket, NO_DEVICE);
+            }
+            None => {
+                let device = Device {
+                    ticket: Some(ticket),
+                    ..self.new_device(name)
+                };
+                self.open(id, device, Inheritance::Judge);
+            }
         }
     }
 
@@ -51,7 +75,7 @@ impl Daemon {
             Some(device) => {
                 // An earlier question about the same device has nobody waiting any more.
                 device.ticket = Some(ticket);
-                if matches!(device.phase, Phase::Opening) {
+                if matches!(device.phase, Phase::Opening | Phase::Waiting) {
                     // The opening may wait for the backstore's folder, which is locked until this
                     // is answered. What it brings then is dropped.
                     self.opener.tables.remove(name);
@@ -131,61 +155,54 @@ impl Daemon {
         self.reactors[*reactor].send(message);
     }
 
-    /// Opens a device's image on another thread, and has a reactor serve it then.
-    pub(super) fn open(
-        &mut self,
-        id: LunId,
-        name: DeviceName,
-        ticket: Option<Ticket>,
-        ring_resets: u32,
-        inheritance: Inheritance,
-    ) {
+    /// A device that is to be opened, on the reactor that has the fewest.
+    pub(super) fn new_device(&mut self, name: DeviceName) -> Device {
+        self.openings += 1;
+        Device::new(name, self.openings, self.least_busy_reactor())
+    }
+
+    /// Opens a device, and its image if it does not bring one, on another thread, and has a reactor
+    /// serve it then.
+    pub(super) fn open(&mut self, id: LunId, device: Device, inheritance: Inheritance) {
         tracing::info!(
-            lun = name.name,
-            subtype = name.subtype,
-            config = name.config,
+            lun = device.name.name,
+            subtype = device.name.subtype,
+            config = device.name.config,
             "opening"
         );
-        let reactor = self.least_busy_reactor();
+        let (reactor, opening) = (device.reactor, device.opening);
+        let (needs_image, resets) = (device.image.is_none() && !self.offline, device.ring_resets);
         let meter = Arc::<Meter>::default();
         self.board
-            .opening(id, &name, reactor, ring_resets, Arc::clone(&meter));
-        self.openings += 1;
-        let opening = self.openings;
-        let device = Device {
-            name,
-            opening,
-            phase: Phase::Opening,
-            since: Instant::now(),
-            reactor,
-            ticket,
-            unwanted: false,
-            ring_resets,
-            crash_loop: None,
-            removed: None,
-            stuck: false,
-            recovering: false,
-            offline: false,
-        };
+            .opening(id, &device.name, reactor, resets, Arc::clone(&meter));
+        if device.ticket.is_none() {
+            self.directory.expect(id);
+        }
         self.devices.insert(id, device);
         let (opener, reporter) = (self.opener.clone(), self.reporter.clone());
         let recovered = self.reporter.clone();
         let recovered = Box::new(move || recovered.send(Report::Recovered { id }));
         self.openers.run(Box::new(move || {
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                opener.open(id, inheritance, meter, recovered)
-            }));
-            let result = result.unwrap_or_else(|_| {
-                Err(Error::new(
-                    tcmu_handler::ErrorKind::Internal,
-                    "the handler panicked",
-                ))
-            });
-            reporter.send(Report::Opened {
+            let result = guarded(|| opener.take(id, inheritance, meter, recovered).map(Box::new));
+            let request = match &result {
+                Ok(taken) if taken.verdict == Verdict::Innocent => {
+                    Some(taken.device.image_request())
+                }
+                _ => None,
+            };
+            reporter.send(Report::Taken {
                 id,
                 opening,
                 result,
             });
+            if let Some(request) = request.filter(|_| needs_image) {
+                let result = guarded(|| opener.registry.open(&request));
+                reporter.send(Report::Opened {
+                    id,
+                    opening,
+                    result,
+                });
+            }
         }));
     }
 
@@ -206,7 +223,9 @@ impl Daemon {
             return;
         };
         match &mut device.phase {
-            Phase::Suspect(_) => self.forget(id, TRY_AGAIN),
+            Phase::Suspect(_) | Phase::Waiting => self.forget(id, TRY_AGAIN),
+            // The image may hang; the device is ours to let go.
+            Phase::Opening if device.taken.is_some() => self.forget(id, TRY_AGAIN),
             Phase::Opening | Phase::Attaching => device.unwanted = true,
             Phase::Leaving { then } => {
                 if next == Next::Forget {
@@ -230,6 +249,11 @@ impl Daemon {
         let _ = rustix::io::read(&*self.reporter.bell, &mut [0u8; 8]);
         while let Ok(report) = self.reports.try_recv() {
             match report {
+                Report::Taken {
+                    id,
+                    opening,
+                    result,
+                } => self.taken(id, opening, result),
                 Report::Opened {
                     id,
                     opening,
@@ -256,6 +280,12 @@ impl Daemon {
                         device.stuck = stuck;
                         let state = self.drains.state(id, device.opening);
                         self.board.turned(id, state, device.trouble());
+                        let kind = if stuck {
+                            EventKind::Stuck
+                        } else {
+                            EventKind::Unstuck
+                        };
+                        self.board.tell(kind, &device.name.name, device.trouble());
                     }
                 }
                 Report::Notice(Notice::Failed) => anyhow::bail!("a reactor failed"),
@@ -266,39 +296,66 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn opened(&mut self, id: LunId, opening: u64, result: Result<Opened, Error>) {
+    /// A device is ours, or cannot be opened.
+    fn taken(&mut self, id: LunId, opening: u64, result: Result<Box<Taken>, Error>) {
+        let offline = self.offline;
         let Some(device) = self.devices.get_mut(&id) else {
             return;
         };
         if device.opening != opening {
             return; // The number has gone to another device.
         }
-        match result {
-            Ok(_) if device.unwanted => self.forget(id, TRY_AGAIN),
-            Ok(Opened::Suspect(crash_loop)) => self.suspect(id, crash_loop),
-            Ok(Opened::Lun {
-                make,
-                crash_loop,
-                offline,
-                interrupted,
-            }) => {
-                device.phase = Phase::Attaching;
-                device.crash_loop = crash_loop;
-                device.recovering = interrupted > 0;
-                device.offline = offline;
-                let reporter = self.reporter.clone();
-                let done: Done =
-                    Box::new(move |result| reporter.send(Report::Attached { id, result }));
-                self.reactors[device.reactor].send(Message::Attach { id, make, done });
-            }
+        let Taken {
+            device: taken,
+            crash_loop,
+            verdict,
+            in_flight,
+        } = match result {
+            Ok(_) if device.unwanted => return self.forget(id, TRY_AGAIN),
+            Ok(taken) => *taken,
             Err(error) => {
-                tracing::error!(lun = device.name.name, config = device.name.config, %error, "cannot be opened");
-                self.fail(id, &error);
+                tracing::error!(lun = device.name.name, %error, "cannot be served");
+                return self.fail(id, &error);
             }
+        };
+        if verdict == Verdict::Suspect
+            && let Some(crash_loop) = crash_loop
+        {
+            return self.suspect(id, crash_loop);
+        }
+        device.crash_loop = crash_loop;
+        device.interrupted = in_flight;
+        device.request = Some(taken.image_request());
+        if let Some(image) = device.image.take() {
+            return self.attach(id, image(taken, Past::Offline));
+        }
+        device.taken = Some(taken);
+        if verdict == Verdict::Guilty {
+            tracing::error!(
+                lun = device.name.name,
+                in_flight,
+                "tcmu-runner died again and again while this LUN alone was at work on the same \
+                 commands: the LUN is offline, and its commands are answered with NOT READY. Repair \
+                 its image, then restart tcmu-runner to serve it again, or delete it"
+            );
+            self.take_offline(id, "it brought tcmu-runner down again and again".to_owned());
+        } else if offline {
+            self.take_offline(id, "tcmu-runner --offline".to_owned());
         }
     }
 
-    pub(super) fn attached(&mut self, id: LunId, result: Result<(), Error>) {
+    /// Gives a LUN to its reactor.
+    pub(super) fn attach(&mut self, id: LunId, make: MakeLun) {
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.phase = Phase::Attaching;
+            device.recovering = device.interrupted > 0;
+            let reporter = self.reporter.clone();
+            let done: Done = Box::new(move |result| reporter.send(Report::Attached { id, result }));
+            self.reactors[device.reactor].send(Message::Attach { id, make, done });
+        }
+    }
+
+    fn attached(&mut self, id: LunId, result: Result<(), Error>) {
         let Some(device) = self.devices.get_mut(&id) else {
             return;
         };
@@ -306,12 +363,14 @@ impl Daemon {
             Ok(()) => {
                 device.phase = Phase::Serving;
                 device.since = Instant::now();
-                tracing::info!(lun = device.name.name, reactor = device.reactor, "serving");
-                if device.offline {
-                    let why = "offline: it brought tcmu-runner down again and again";
-                    self.board.turned(id, LunState::Failed, why);
-                    self.board.tell(EventKind::Failed, &device.name.name, why);
+                self.directory.settle(id);
+                if let Some(reason) = &device.offline {
+                    tracing::warn!(lun = device.name.name, reason, "offline");
+                    self.board.turned(id, LunState::Offline, reason);
+                    self.board
+                        .tell(EventKind::Offline, &device.name.name, reason);
                 } else {
+                    tracing::info!(lun = device.name.name, reactor = device.reactor, "serving");
                     self.board.turned(id, LunState::Serving, "");
                     let config = format!("{}/{}", device.name.subtype, device.name.config);
                     self.board
@@ -322,6 +381,7 @@ impl Daemon {
                 } else if let Some(ticket) = device.ticket.take() {
                     self.reply(ticket, 0);
                 }
+                self.come_back(id);
             }
             Err(error) => {
                 tracing::error!(lun = device.name.name, %error, "cannot be served");
@@ -340,6 +400,14 @@ impl Daemon {
         }
         if let Err(error) = &result {
             tracing::error!(lun = device.name.name, %error, "closing the image failed; what was not flushed may be lost");
+        }
+        if matches!(
+            device.phase,
+            Phase::Leaving {
+                then: Next::ComeBack
+            }
+        ) {
+            return self.reopen(id);
         }
         let reset = matches!(device.phase, Phase::Leaving { then: Next::Reset });
         let look_again = matches!(
@@ -383,18 +451,29 @@ impl Daemon {
             let message = "the command ring was damaged";
             self.board
                 .tell(EventKind::RingReset, &device.name.name, message);
-            let resets = device.ring_resets + 1;
-            self.open(id, device.name, device.ticket, resets, Inheritance::Refuse);
+            let device = Device {
+                ticket: device.ticket,
+                ring_resets: device.ring_resets + 1,
+                ..self.new_device(device.name)
+            };
+            self.open(id, device, Inheritance::Refuse);
         }
     }
 
-    pub(super) fn changed(
-        &mut self,
-        id: LunId,
-        kind: EventKind,
-        ticket: Ticket,
-        result: Result<(), Error>,
-    ) {
+    /// A LUN that was offline has left its reactor: it is served with its image now.
+    fn reopen(&mut self, id: LunId) {
+        if let Some(device) = self.devices.remove(&id) {
+            let device = Device {
+                ticket: device.ticket,
+                ring_resets: device.ring_resets,
+                image: device.image,
+                ..self.new_device(device.name)
+            };
+            self.open(id, device, Inheritance::GoOn);
+        }
+    }
+
+    fn changed(&mut self, id: LunId, kind: EventKind, ticket: Ticket, result: Result<(), Error>) {
         let status = match (result, self.devices.get(&id)) {
             (Ok(()), Some(device)) => {
                 self.board.tell(kind, &device.name.name, "");
@@ -415,7 +494,7 @@ impl Daemon {
 
     /// The device cannot be served. It ends if the kernel waits for that; otherwise it stays without
     /// a server.
-    fn fail(&mut self, id: LunId, error: &Error) {
+    pub(super) fn fail(&mut self, id: LunId, error: &Error) {
         let stays = self
             .devices
             .get(&id)
@@ -426,6 +505,7 @@ impl Daemon {
                 .tell(EventKind::Failed, &device.name.name, error.to_string());
         }
         if stays {
+            self.directory.settle(id);
             self.devices.remove(&id);
             self.board.turned(id, LunState::Failed, error.to_string());
         } else {
@@ -436,6 +516,7 @@ impl Daemon {
     /// The device is not served any more; tells the kernel `status` if it waits.
     pub(super) fn forget(&mut self, id: LunId, status: i32) {
         self.board.gone(id);
+        self.directory.settle(id);
         if let Some(Device {
             ticket: Some(ticket),
             ..
@@ -464,7 +545,13 @@ impl Daemon {
     fn serve_unannounced(&mut self, device: tcmu::discovery::Device) {
         let known = self.devices.contains_key(&device.minor);
         if !known && self.opener.registry.serves(&device.name.subtype) && self.stopping.is_none() {
-            self.open(device.minor, device.name, None, 0, Inheritance::Judge);
+            let inheritance = if self.offline {
+                Inheritance::GoOn
+            } else {
+                Inheritance::Judge
+            };
+            let (id, device) = (device.minor, self.new_device(device.name));
+            self.open(id, device, inheritance);
         }
     }
 }

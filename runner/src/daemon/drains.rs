@@ -108,7 +108,8 @@ impl Daemon {
 
     /// The LUNs of a request, and their openings, if they can be drained.
     fn drainable(&self, wanted: &[LunId]) -> Result<Vec<(LunId, u64)>, Error> {
-        let is_served = |device: &Device| matches!(device.phase, Phase::Serving) && !device.offline;
+        let is_served =
+            |device: &Device| matches!(device.phase, Phase::Serving) && device.offline.is_none();
         let mut luns = Vec::new();
         if wanted.is_empty() {
             let served = self.devices.iter().filter(|(_, device)| is_served(device));

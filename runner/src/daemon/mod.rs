@@ -8,6 +8,7 @@ pub(crate) mod board;
 mod device;
 mod devices;
 mod drains;
+mod images;
 mod insight;
 mod open;
 mod petition;
@@ -87,12 +88,22 @@ pub(crate) struct Daemon {
     drains: Drains,
     slow_limit: Arc<SlowLimit>,
     metrics: Option<metrics::Server>,
+    /// Where copies find LUNs.
+    directory: Arc<Directory>,
+    /// No image is opened: all commands are answered with NOT READY.
+    offline: bool,
 }
 
 impl Daemon {
     /// Takes the lock, starts the reactors, and begins to hear the kernel. Whoever waits for an
     /// answer of a daemon that is gone is let go with an error.
-    pub(crate) fn start(mut registry: Registry, mut settings: Settings) -> anyhow::Result<Self> {
+    ///
+    /// If it is to be `offline`, it opens no image and takes no new LUNs.
+    pub(crate) fn start(
+        mut registry: Registry,
+        mut settings: Settings,
+        offline: bool,
+    ) -> anyhow::Result<Self> {
         let sysfs = Sysfs::system();
         let run_dir = RunDir::lock()?;
         for (subtype, handler) in &settings.config().handlers {
@@ -100,8 +111,9 @@ impl Daemon {
                 registry.remove(subtype);
             }
         }
+        let handlers = registry.help().filter(|_| !offline);
         run_dir
-            .note_handlers(registry.help().map(|(subtype, _)| subtype))
+            .note_handlers(handlers.map(|(subtype, _)| subtype))
             .context("naming the handlers in /run")?;
         let signals = catch_signals()?;
         let reload_requests = reload::requests(&mut settings)?;
@@ -180,6 +192,8 @@ impl Daemon {
             drains: Drains::default(),
             slow_limit,
             metrics: None,
+            directory,
+            offline,
         };
         daemon.show_as_configured();
         Ok(daemon)
@@ -196,7 +210,7 @@ impl Daemon {
             .context("unblocking TCMU's netlink interface")?;
         // Images are still being opened, and new devices are answered from now on. Who finds the name
         // on the bus can use it.
-        let _service = on_bus
+        let _service = (on_bus && !self.offline)
             .then(|| self.offer_on_bus())
             .transpose()
             .context("starting the D-Bus service")?;
@@ -216,6 +230,7 @@ impl Daemon {
             self.give_up_openings();
             self.give_up_drains();
             self.end_drains();
+            self.tend_images();
             self.hear_reload_requests();
             self.hear_signals()?;
             self.hear_kernel()?;
@@ -302,6 +317,7 @@ impl Daemon {
             self.next_drain(),
             self.drains.next_end(),
             self.next_trial(),
+            self.next_image(),
             self.watchdog.as_ref().map(Watchdog::due),
         ];
         let deadline = deadlines.into_iter().flatten().min();

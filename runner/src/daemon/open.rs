@@ -1,5 +1,6 @@
 //! From a device in sysfs to a LUN that a reactor can serve.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tcmu::configfs::{BackstoreDir, ResetVerdict};
@@ -8,10 +9,10 @@ use tcmu::mapping::Mapping;
 use tcmu::ring::Ring;
 use tcmu::ring::recovery::Table;
 use tcmu::uio::Uio;
-use tcmu_handler::Error;
+use tcmu_handler::{Error, ErrorKind};
 
 use crate::meter::Meter;
-use crate::reactor::{LunId, MakeLun, Recovered};
+use crate::reactor::{LunId, Recovered};
 use crate::recovery::{CrashLoop, Found, Tables, Verdict};
 use crate::registry::{OpenDevice, Registry};
 
@@ -20,25 +21,25 @@ use crate::registry::{OpenDevice, Registry};
 pub(super) enum Inheritance {
     /// Go on with it, unless the LUN is suspected of having brought daemons down.
     Judge,
-    /// Go on with it: the LUN is on trial.
-    Trial,
+    /// Go on with it: the LUN is on trial, or its commands are only to be answered.
+    GoOn,
     /// Give the commands in the ring back to their initiators: the ring is damaged.
     Refuse,
 }
 
-/// What became of opening a device.
-pub(super) enum Opened {
-    /// It can be served.
-    Lun {
-        make: MakeLun,
-        crash_loop: Option<CrashLoop>,
-        /// It is served without its image.
-        offline: bool,
-        /// How many commands run again.
-        interrupted: usize,
-    },
-    /// It has to be tried alone.
-    Suspect(CrashLoop),
+/// A device that is ours, without its image yet.
+pub(super) struct Taken {
+    pub(super) device: OpenDevice,
+    pub(super) crash_loop: Option<CrashLoop>,
+    pub(super) verdict: Verdict,
+    /// How many commands run again.
+    pub(super) in_flight: usize,
+}
+
+/// What `open` returns, with a panic of a handler's made an error.
+pub(super) fn guarded<T>(open: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(open))
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the handler panicked")))
 }
 
 /// Opens devices and their images.
@@ -50,14 +51,14 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// Opens a device and its image. Blocks as long as the handler does.
-    pub(super) fn open(
+    /// Opens a device. May wait for a lock of configfs.
+    pub(super) fn take(
         &self,
         id: LunId,
         inheritance: Inheritance,
         meter: Arc<Meter>,
         recovered: Recovered,
-    ) -> Result<Opened, Error> {
+    ) -> Result<Taken, Error> {
         let device = self
             .sysfs
             .device(id)
@@ -68,44 +69,22 @@ impl Opener {
             .map_err(|error| Error::os("mapping the device", error))?;
         let mapping = Arc::new(mapping);
         let backstore = self.sysfs.backstore(uio.name());
-        let inherited = self.inherit(&device, &mapping, &backstore, inheritance)?;
         let Inherited {
             table,
             in_flight,
             runs,
-        } = inherited;
+        } = self.inherit(&device, &mapping, &backstore, inheritance)?;
         let crash_loop = table.as_ref().map(|table| CrashLoop::new(table.notes()));
         let verdict = match &crash_loop {
             Some(crash_loop) if inheritance == Inheritance::Judge => crash_loop.judge(runs),
             _ => Verdict::Innocent,
         };
-        let open = OpenDevice {
-            uio,
-            mapping,
-            backstore,
-            table,
-            recovered,
-            meter,
-        };
-        let make = match (verdict, crash_loop.clone()) {
-            (Verdict::Suspect, Some(crash_loop)) => return Ok(Opened::Suspect(crash_loop)),
-            (Verdict::Guilty, _) => {
-                tracing::error!(
-                    lun = device.name.name,
-                    in_flight,
-                    "tcmu-runner died again and again while this LUN alone was at work on the same \
-                     commands: the LUN is offline, and its commands are answered with NOT READY. \
-                     Repair its image, then restart tcmu-runner to serve it again, or delete it"
-                );
-                Registry::open_offline(open)?
-            }
-            _ => self.registry.open(open)?,
-        };
-        Ok(Opened::Lun {
-            make,
+        let device = OpenDevice::new(uio, mapping, backstore, meter, table, recovered)?;
+        Ok(Taken {
+            device,
             crash_loop,
-            offline: verdict == Verdict::Guilty,
-            interrupted: in_flight,
+            verdict,
+            in_flight,
         })
     }
 

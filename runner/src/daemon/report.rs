@@ -8,18 +8,26 @@ use tcmu::netlink::Ticket;
 use tcmu_handler::Error;
 
 use super::board::EventKind;
-use super::open::Opened;
+use super::open::Taken;
 use super::petition::Petition;
 use crate::reactor::{LunId, Notice};
+use crate::registry::Image;
 
 /// What other threads report to the daemon's.
 pub(super) enum Report {
+    /// A device was opened, or not.
+    Taken {
+        id: LunId,
+        /// Which of the daemon's openings this is about.
+        opening: u64,
+        result: Result<Box<Taken>, Error>,
+    },
     /// An image was opened, or not.
     Opened {
         id: LunId,
-        /// Which of the daemon's openings has ended.
+        /// Which of the daemon's openings this is about.
         opening: u64,
-        result: Result<Opened, Error>,
+        result: Result<Image, Error>,
     },
     /// A LUN was attached to its reactor, or not.
     Attached {

@@ -24,6 +24,11 @@ struct Trial {
     crash_loop: CrashLoop,
 }
 
+/// What was in flight has not been completed, as far as can be told.
+fn is_busy(device: &Device) -> bool {
+    device.recovering || matches!(device.phase, Phase::Opening | Phase::Waiting)
+}
+
 /// The next look is due no sooner than this: something else has to happen first, and is reported.
 const SOON: Duration = Duration::from_millis(10);
 
@@ -66,7 +71,7 @@ impl Daemon {
     pub(super) fn hold_trials(&mut self) {
         if let Some(trial) = &self.trials.on_trial {
             let ended = match self.devices.get(&trial.id) {
-                Some(device) => !device.recovering && !matches!(device.phase, Phase::Opening),
+                Some(device) => !is_busy(device),
                 None => true,
             };
             if !ended && trial.since.elapsed() < TRIAL {
@@ -78,7 +83,6 @@ impl Daemon {
         let Some(since) = self.trials.since else {
             return;
         };
-        let is_busy = |device: &Device| device.recovering || matches!(device.phase, Phase::Opening);
         if since.elapsed() < TRIAL && self.devices.values().any(is_busy) {
             return;
         }
@@ -96,7 +100,11 @@ impl Daemon {
         if let Some(Device { name, ticket, .. }) = self.devices.remove(&id) {
             tracing::warn!(lun = name.name, "on trial");
             crash_loop.begin_trial();
-            self.open(id, name, ticket, 0, Inheritance::Trial);
+            let device = Device {
+                ticket,
+                ..self.new_device(name)
+            };
+            self.open(id, device, Inheritance::GoOn);
             self.trials.on_trial = Some(Trial {
                 id,
                 since: Instant::now(),

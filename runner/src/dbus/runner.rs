@@ -62,7 +62,8 @@ pub(super) struct LunRecord {
     handler: String,
     /// The configuration behind the subtype.
     config: String,
-    /// `opening`, `serving`, `draining`, `held`, `leaving` or `failed`.
+    /// `opening`, `waiting` (for its image), `serving`, `draining`, `held`, `offline` (commands are
+    /// answered with NOT READY), `leaving` or `failed`.
     state: String,
     /// Why it stands there; empty where that needs no words.
     reason: String,
@@ -90,8 +91,8 @@ pub(super) struct EventRecord {
     sequence: u64,
     /// In milliseconds since 1970.
     time: u64,
-    /// `serving`, `failed`, `closed`, `resized`, `write-cache`, `change-refused`, `ring-reset`,
-    /// `held`, `resumed` or `handlers`.
+    /// `serving`, `failed`, `offline`, `stuck`, `unstuck`, `closed`, `resized`, `write-cache`,
+    /// `change-refused`, `ring-reset`, `held`, `resumed` or `handlers`.
     kind: String,
     /// The LUN's name; empty where it concerns none.
     lun: String,

@@ -159,8 +159,14 @@ impl<B: Backstore> LogicalUnit<B> {
             return Ok(End::Own);
         }
         let neighbours = self.neighbours.as_ref().ok_or(unreachable)?;
-        let found = neighbours.find(io, designator, destination).await;
-        Ok(End::Other(found.ok_or(unreachable)?.into()))
+        // A LUN that is just being opened is waited for.
+        let found = neighbours.find(io, designator, destination);
+        match self.unit.aborts.interruptible(found).await {
+            Some(found) => Ok(End::Other(found.into())),
+            // Whoever serves the unit next does the copy.
+            None if self.unit.operations.stopping.get() => Err(busy()),
+            None => Err(unreachable),
+        }
     }
 
     async fn ask(&self, io: &Io, end: &End, request: CopyRequest) -> CopyResult {

@@ -3,6 +3,7 @@
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
 
 use super::LogicalUnit;
+use super::unit_attention::Condition;
 
 impl<B> LogicalUnit<B> {
     /// Refuses all commands that need the medium, for good: NOT READY, MANUAL INTERVENTION REQUIRED.
@@ -12,5 +13,11 @@ impl<B> LogicalUnit<B> {
             SenseKey::NotReady,
             AdditionalSense::MANUAL_INTERVENTION_REQUIRED,
         )));
+    }
+
+    /// Says with the next command that the unit was out of service and is ready again: NOT READY TO
+    /// READY CHANGE, MEDIUM MAY HAVE CHANGED.
+    pub fn became_ready(&self) {
+        self.unit.attention.establish(Condition::BecameReady);
     }
 }

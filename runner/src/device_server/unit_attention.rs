@@ -15,13 +15,15 @@ use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
 /// What has changed; the order is that of reporting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
+    BecameReady,
     Capacity,
     InquiryData,
     ModeParameters,
     SoftThreshold,
 }
 
-const ALL: [Condition; 4] = [
+const ALL: [Condition; 5] = [
+    Condition::BecameReady,
     Condition::Capacity,
     Condition::InquiryData,
     Condition::ModeParameters,
@@ -35,6 +37,7 @@ impl Condition {
 
     const fn sense(self) -> Sense {
         let code = match self {
+            Self::BecameReady => AdditionalSense::NOT_READY_TO_READY_CHANGE,
             Self::Capacity => AdditionalSense::CAPACITY_DATA_HAS_CHANGED,
             Self::InquiryData => AdditionalSense::INQUIRY_DATA_HAS_CHANGED,
             Self::ModeParameters => AdditionalSense::MODE_PARAMETERS_CHANGED,

@@ -113,3 +113,31 @@ fn another_identity_is_reported_to_those_who_know_the_old_one() {
         AdditionalSense::INQUIRY_DATA_HAS_CHANGED,
     );
 }
+
+#[test]
+fn a_unit_that_was_offline_says_that_it_is_ready_again() {
+    let offline = Target::new();
+    offline.unit.take_offline();
+    for _ in 0..2 {
+        assert_sense(
+            offline.no_data(&TEST_UNIT_READY),
+            SenseKey::NotReady,
+            AdditionalSense::MANUAL_INTERVENTION_REQUIRED,
+        );
+    }
+    let ready = Target::new();
+    ready.unit.became_ready();
+    // Before anything else that has changed.
+    grow(&ready, 4 << 20);
+    for code in [
+        AdditionalSense::NOT_READY_TO_READY_CHANGE,
+        AdditionalSense::CAPACITY_DATA_HAS_CHANGED,
+    ] {
+        assert_sense(
+            ready.no_data(&TEST_UNIT_READY),
+            SenseKey::UnitAttention,
+            code,
+        );
+    }
+    assert_good(ready.no_data(&TEST_UNIT_READY));
+}

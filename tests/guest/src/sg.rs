@@ -19,6 +19,32 @@ const RESULT: usize = 12;
 const STATUS: usize = 16;
 const SENSE: usize = 20;
 
+/// The status GOOD.
+pub const GOOD: u8 = 0;
+
+/// How a command has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The status, such as [`GOOD`].
+    pub status: u8,
+    /// The first bytes of the sense data, in whichever format; zeroes where there are none.
+    pub sense: Vec<u8>,
+    /// What was read.
+    pub data: Vec<u8>,
+}
+
+impl Ended {
+    /// The sense key; 0 where there are no sense data.
+    pub fn sense_key(&self) -> u8 {
+        match self.sense[0] & 0x7f {
+            // Fixed format, then descriptors (SPC-4, 4.5).
+            0x70 | 0x71 => self.sense[2] & 0xf,
+            0x72 | 0x73 => self.sense[1] & 0xf,
+            _ => 0,
+        }
+    }
+}
+
 /// An open `/dev/sgN`; one command at a time.
 #[derive(Debug)]
 pub struct Sg {
@@ -31,7 +57,15 @@ impl Sg {
     /// # Errors
     /// If there is none.
     pub fn open(disk: &Disk) -> anyhow::Result<Self> {
-        let name = Path::new(disk.path()).file_name().context("no disk name")?;
+        Self::of(Path::new(disk.path()))
+    }
+
+    /// Opens the sg device of the disk `/dev/sdX`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn of(disk: &Path) -> anyhow::Result<Self> {
+        let name = disk.file_name().context("no disk name")?;
         let folder = Path::new("/sys/class/block")
             .join(name)
             .join("device/scsi_generic");
@@ -48,6 +82,21 @@ impl Sg {
     /// # Errors
     /// If it ends with any other status than GOOD, or the transport has anything to complain of.
     pub fn execute(&mut self, cdb: &[u8], data: &[u8], len_in: usize) -> anyhow::Result<Vec<u8>> {
+        let ended = self.attempt(cdb, data, len_in)?;
+        ensure!(
+            ended.status == GOOD,
+            "{cdb:02x?} ended with status {:#04x}, sense {:02x?}",
+            ended.status,
+            ended.sense
+        );
+        Ok(ended.data)
+    }
+
+    /// As [`execute`](Self::execute), for a command that may end with any status.
+    ///
+    /// # Errors
+    /// If the transport has anything to complain of.
+    pub fn attempt(&mut self, cdb: &[u8], data: &[u8], len_in: usize) -> anyhow::Result<Ended> {
         let mut request = vec![0; HEADER];
         request[REPLY_LEN..REPLY_LEN + 4]
             .copy_from_slice(&((HEADER + len_in) as u32).to_ne_bytes());
@@ -66,13 +115,16 @@ impl Sg {
         let (result, status) = (word(RESULT), word(STATUS) >> 1);
         // target_status holds the status without its lowest bit.
         let (target, host, driver) = (status & 0x1f, status >> 5 & 0xff, status >> 13 & 0xff);
+        // The driver's complaint of a status that is not GOOD is none of its own.
         ensure!(
-            result == 0 && target == 0 && host == 0 && driver == 0,
-            "{cdb:02x?} ended with status {:#04x}, host status {host:#x}, driver status {driver:#x}, \
-             errno {result}, sense {:02x?}",
-            target << 1,
-            &reply[SENSE..HEADER]
+            host == 0 && (target != 0 || driver == 0 && result == 0),
+            "{cdb:02x?} ended with host status {host:#x}, driver status {driver:#x}, errno {result}"
         );
-        Ok(reply.split_off(HEADER))
+        let data = reply.split_off(HEADER);
+        Ok(Ended {
+            status: (target << 1) as u8,
+            sense: reply.split_off(SENSE),
+            data,
+        })
     }
 }

@@ -14,6 +14,8 @@ use super::layout::{
 };
 use super::record::{self as records, Outstanding};
 use crate::abi;
+#[cfg(feature = "kill-points")]
+use crate::kill_points::{self, KillPoint};
 use crate::mapping::{Mapping, OutOfBounds};
 use crate::ring::command::{Body, Command};
 use crate::ring::mailbox::Mailbox;
@@ -77,6 +79,8 @@ impl Phases {
                 .store_release_u64(record_at(id) + record::PHASE, phase)
                 .expect(CHECKED);
             compiler_fence(Ordering::SeqCst);
+            #[cfg(feature = "kill-points")]
+            kill_points::pass(KillPoint::Noted);
         }
     }
 }

@@ -20,14 +20,14 @@ const REFUSED: &str = "a copy was refused";
 const TARGET: &str = "/sys/kernel/config/target";
 
 /// A second LUN of a loopback target that `tcmuctl` made for another disk, as targetcli makes them.
-struct SecondLun {
+pub(super) struct SecondLun {
     folder: PathBuf,
     path: PathBuf,
 }
 
 impl SecondLun {
     /// Offers the backstore of `disk` through the target of `first` as well.
-    fn add(first: &Disk, disk: &Disk) -> anyhow::Result<Self> {
+    pub(super) fn add(first: &Disk, disk: &Disk) -> anyhow::Result<Self> {
         let group = group_of(first)?;
         let folder = group.join("lun/lun_1");
         fs::create_dir(&folder)?;
@@ -54,7 +54,7 @@ impl SecondLun {
         self.path.to_str().unwrap_or_default()
     }
 
-    fn remove(self) -> anyhow::Result<()> {
+    pub(super) fn remove(self) -> anyhow::Result<()> {
         fs::remove_file(self.folder.join("second"))?;
         fs::remove_dir(self.folder)?;
         Ok(())
@@ -90,7 +90,7 @@ fn group_of(disk: &Disk) -> anyhow::Result<PathBuf> {
 }
 
 /// Fills a file with what is the same at no two places.
-fn fill(path: &str, len: u64) -> anyhow::Result<()> {
+pub(super) fn fill(path: &str, len: u64) -> anyhow::Result<()> {
     let bytes: Vec<u8> = (0..len / 8)
         .flat_map(|n| (n * 0x9e37_79b9).to_le_bytes())
         .collect();

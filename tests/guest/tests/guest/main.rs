@@ -1,6 +1,8 @@
 //! The project's tests on a real kernel. `cargo test -p tcmu-guest-tests` boots it and runs them.
 #![forbid(unsafe_code)]
 
+mod again;
+mod away;
 mod bad_input;
 mod commands;
 mod config;
