@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use serde::de::DeserializeOwned;
+use tcmu_bench::crash::CrashPlan;
 use tcmu_bench::plan::{Candidate, JobSet, Plan};
 use tcmu_bench::record::Record;
 use tcmu_bench::stats::Summaries;
@@ -30,6 +32,16 @@ enum Action {
         json: PathBuf,
         #[command(flatten)]
         output: Output,
+    },
+    /// Boots a guest and shows what initiators see when daemons crash, are restarted or replaced.
+    Crash(CrashOptions),
+    /// The part of `crash` that runs inside the guest.
+    #[command(hide = true)]
+    CrashGuest {
+        /// The plan, as JSON.
+        plan: PathBuf,
+        /// Where the lines go.
+        lines: PathBuf,
     },
     /// The part that runs inside the guest.
     #[command(hide = true)]
@@ -78,6 +90,25 @@ struct RunOptions {
 }
 
 #[derive(Debug, Args)]
+struct CrashOptions {
+    /// The guest's kernel.
+    #[arg(long, default_value = "uml-built")]
+    kernel: Kernel,
+    /// How often each daemon ends in each way.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    times: u32,
+    /// The folder of tcmu-runner and tcmuctl [default: this program's own]
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// The folder for the guest's lines, console and logs [default: a temporary one]
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// Where the Markdown report goes [default: standard output]
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct Output {
     /// Where the Markdown report goes [default: standard output]
     #[arg(long)]
@@ -98,12 +129,34 @@ fn main() -> Result<()> {
                 .with_context(|| format!("{} holds no saved figures", json.display()))?;
             publish(&record, &output)
         }
-        Action::Guest { plan, lines } => {
-            let text = fs::read_to_string(&plan).with_context(|| plan.display().to_string())?;
-            let plan = serde_json::from_str(&text).context("the plan is not understood")?;
-            guest::run(&plan, &lines)
-        }
+        Action::Guest { plan, lines } => guest::run(&read_plan(&plan)?, &lines),
+        Action::Crash(options) => crash(&options),
+        Action::CrashGuest { plan, lines } => guest::run_crash(&read_plan(&plan)?, &lines),
     }
+}
+
+fn read_plan<P: DeserializeOwned>(path: &Path) -> Result<P> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).context("the plan is not understood")
+}
+
+fn crash(options: &CrashOptions) -> Result<()> {
+    let plan = CrashPlan {
+        times: options.times,
+        peer: Some(host::peers::fetch().context("cannot fetch Debian's tcmu-runner")?),
+        ours: Some(programs(options.programs.as_deref())?),
+    };
+    let temporary = tempfile::tempdir().context("temporary folder")?;
+    let results = options.results.as_deref().unwrap_or(temporary.path());
+    let (text, complete) = host::crash(&plan, options.kernel, results)?;
+    match &options.markdown {
+        Some(path) => fs::write(path, text).with_context(|| path.display().to_string())?,
+        None => print!("{text}"),
+    }
+    if !complete {
+        bail!("the guest did not come to its end");
+    }
+    Ok(())
 }
 
 fn run(options: &RunOptions) -> Result<()> {

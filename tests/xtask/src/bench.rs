@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
 ///     cargo xtask bench                          everything, on uml-built
 ///     cargo xtask bench run --kernel qemu        on the second witness
 ///     cargo xtask bench run --quick              a smoke test
+///     cargo xtask bench crash                    what initiators see when daemons end
 ///     cargo xtask bench -- --help                what else there is
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -40,7 +41,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if args.is_empty() {
         args.push("run".into());
     }
-    if args[0] == "run" {
+    if matches!(args[0].as_str(), "run" | "crash") {
         packages::ensure(PACKAGES)?;
         kernel::prepare(chosen_kernel(&args)?)?;
     }

@@ -1,8 +1,11 @@
 //! The program that runs inside the guest: sets the candidates up, measures them in turn, and
 //! writes one line per fact.
 
+mod bus;
 mod cpu;
+mod crash;
 mod lio;
+mod peer;
 mod process;
 mod served;
 mod syscalls;
@@ -19,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use crate::fio;
 use crate::plan::{Candidate, Plan, Run};
 use crate::record::{Line, Sample, SyscallCount};
+pub use crash::run as run_crash;
 use served::Bench;
 
 /// Where the image, the logs and the sockets live: a tmpfs of the guest's own.

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::Signal;
 
 /// Runs `work` in a thread and waits at most `limit` for it. A system call that never returns keeps
 /// its thread: the guest is powered off at the end whatever hangs in it.
@@ -96,7 +97,7 @@ fn end_of(mut child: Child, limit: Duration) -> Result<ExitStatus> {
         Ok(status) => status.context("cannot wait for it"),
         Err(_) => {
             // It may end at this very moment: nothing is lost if the signal finds nobody.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
             bail!("no end after {} s", limit.as_secs())
         }
     }
@@ -141,16 +142,31 @@ impl Daemon {
     ///
     /// # Errors
     /// A daemon that does not end.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub(super) fn stop(self) -> Result<()> {
+        self.end(Signal::TERM, Duration::from_secs(10))
+    }
+
+    /// Ends it by a signal, and waits until it has ended.
+    ///
+    /// # Errors
+    /// A daemon that does not end within `limit`.
+    pub(super) fn end(mut self, signal: Signal, limit: Duration) -> Result<()> {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+        rustix::process::kill_process(pid, signal)
             .with_context(|| format!("cannot signal {}", self.name))?;
-        wait_for(
-            &format!("the end of {}", self.name),
-            Duration::from_secs(10),
-            || Ok(self.child.try_wait()?),
-        )
-        .map(|_| ())
+        let end = Instant::now() + limit;
+        while self
+            .child
+            .try_wait()
+            .context("cannot wait for it")?
+            .is_none()
+        {
+            if Instant::now() >= end {
+                bail!("{} has not ended after {} s", self.name, limit.as_secs());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// An error that says how the daemon ended and what it wrote last, if it has ended.

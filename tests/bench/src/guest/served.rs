@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::bus::{ADDRESS_VAR, Bus};
 use super::lio;
+use super::peer;
 use super::process::{Daemon, bounded, output, wait_for};
 use crate::plan::{Candidate, HW_MAX_SECTORS, Plan};
 
@@ -20,7 +22,7 @@ pub(super) struct Bench<'a> {
     /// The tmpfs with the image and the daemons' logs.
     folder: &'a Path,
     image: PathBuf,
-    bus: Option<Daemon>,
+    bus: Option<Bus>,
     peer: Option<Daemon>,
     ours: Option<Daemon>,
 }
@@ -149,56 +151,16 @@ impl<'a> Bench<'a> {
     /// there: only then does it answer the kernel.
     fn start_peer(&mut self) -> Result<()> {
         let peer = self.plan.peer.as_ref().context("not fetched")?;
-        let release = rustix::system::uname();
-        let modules = Path::new("/lib/modules").join(release.release().to_string_lossy().as_ref());
-        if !modules.join("modules.builtin").exists() {
-            bail!(
-                "it does not start without {}/modules.builtin",
-                modules.display()
-            );
-        }
-
-        // It refuses to start without its configuration file. The guest's root is an overlay: the
-        // host's /etc is not touched.
-        fs::create_dir_all("/etc/tcmu").context("/etc/tcmu")?;
-        fs::copy(peer.root.join("etc/tcmu/tcmu.conf"), "/etc/tcmu/tcmu.conf")
-            .context("tcmu-runner's configuration")?;
-
-        let socket = self.folder.join("bus");
-        let address = format!("unix:path={}", socket.display());
-        let config = self.folder.join("bus.conf");
-        fs::write(&config, bus_config(&address)).context("the bus's configuration")?;
-        let mut command = Command::new("dbus-daemon");
-        command.args(["--nofork", "--config-file"]).arg(&config);
-        self.bus = Some(Daemon::start("dbus-daemon", &mut command, self.folder)?);
-        wait_for("the bus's socket", LIMIT, || {
-            Ok(socket.exists().then_some(()))
-        })?;
-
-        let libraries = peer.library_path()?;
-        let mut command = Command::new(peer.root.join("usr/bin/tcmu-runner"));
-        command
-            .env("LD_LIBRARY_PATH", &libraries)
-            .env("DBUS_SYSTEM_BUS_ADDRESS", &address)
-            .arg("--handler-path")
-            .arg(peer.handlers())
-            .arg("--tcmu-log-dir")
-            .arg(self.folder);
+        peer::prepare(peer)?;
+        let bus = Bus::start(self.folder)?;
+        let mut command = peer::command(peer, &peer.program(), self.folder)?;
+        command.env(ADDRESS_VAR, bus.address());
+        self.bus = Some(bus);
         let mut daemon = Daemon::start("tcmu-runner-c", &mut command, self.folder)?;
-        let ready = wait_for("tcmu-runner on its bus", LIMIT, || {
-            let said = output(
-                Command::new("dbus-send").args([
-                    &format!("--bus={address}"),
-                    "--print-reply=literal",
-                    "--dest=org.freedesktop.DBus",
-                    "/org/freedesktop/DBus",
-                    "org.freedesktop.DBus.NameHasOwner",
-                    "string:org.kernel.TCMUService1",
-                ]),
-                LIMIT,
-            )?;
-            Ok(said.contains("true").then_some(()))
-        });
+        let ready = self
+            .bus
+            .as_ref()
+            .map_or(Ok(()), |bus| bus.await_service(LIMIT));
         daemon.check_alive()?;
         ready.with_context(|| daemon.last_words())?;
         self.peer = Some(daemon);
@@ -237,30 +199,4 @@ impl<'a> Bench<'a> {
             .map(PathBuf::from)
             .with_context(|| format!("tcmuctl names no block device: {said:?}"))
     }
-}
-
-/// A bus on which everybody may do everything: it lives in the guest only.
-fn bus_config(address: &str) -> String {
-    format!(
-        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>{address}</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/>
-    <allow own="*"/>
-    <allow send_type="method_call"/>
-    <allow send_type="signal"/>
-    <allow send_requested_reply="true" send_type="method_return"/>
-    <allow send_requested_reply="true" send_type="error"/>
-    <allow receive_type="method_call"/>
-    <allow receive_type="method_return"/>
-    <allow receive_type="error"/>
-    <allow receive_type="signal"/>
-  </policy>
-</busconfig>
-"#
-    )
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tcmu_rig::{Guest, Kernel};
 
+use crate::crash::{self, CrashPlan, Ending};
 use crate::plan::Plan;
 use crate::record::{Machine, Record};
 
@@ -24,15 +25,7 @@ const MEMORY_MIB: u64 = 1024;
 /// # Errors
 /// A guest that cannot be started. One that dies midway yields an incomplete record.
 pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
-    for (program, package) in [
-        ("fio", "fio"),
-        ("dbus-daemon", "dbus"),
-        ("taskset", "util-linux"),
-    ] {
-        if !is_there(program) {
-            bail!("{program} is missing: apt-get install {package}");
-        }
-    }
+    check_programs()?;
     fs::create_dir_all(results).with_context(|| results.display().to_string())?;
     let results = results.canonicalize().context("the results folder")?;
     let plan_file = results.join("plan.json");
@@ -79,6 +72,56 @@ pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
     };
     let file = File::open(&lines).with_context(|| format!("the guest left no lines: {outcome}"))?;
     Record::gather(machine, plan.clone(), BufReader::new(file))
+}
+
+/// Boots `kernel`, has the daemons of `plan` end in it, and returns the report in Markdown; the
+/// guest's lines and logs go to `results`.
+///
+/// # Errors
+/// A guest that cannot be started.
+pub fn crash(plan: &CrashPlan, kernel: Kernel, results: &Path) -> Result<(String, bool)> {
+    check_programs()?;
+    fs::create_dir_all(results).with_context(|| results.display().to_string())?;
+    let results = results.canonicalize().context("the results folder")?;
+    let (plan_file, lines) = (results.join("plan.json"), results.join("lines.jsonl"));
+    fs::write(&plan_file, serde_json::to_string_pretty(plan)?).context("the plan")?;
+    if lines.exists() {
+        fs::remove_file(&lines).context("the lines of an earlier run")?;
+    }
+    let ends = plan.times * 2 * Ending::ALL.len() as u32;
+    let outcome = Guest::builder(std::env::current_exe().context("this program's path")?)
+        .arg("crash-guest")
+        .arg(plan_file.display().to_string())
+        .arg(lines.display().to_string())
+        .kernel(kernel)
+        .cpus(CPUS)
+        .memory_mb(2048)
+        .timeout(Duration::from_secs(600 + 20 * u64::from(ends)))
+        .results_dir(&results)
+        .on_line(|line| println!("{line}"))
+        .run()?;
+    println!("guest: {outcome}");
+    for complaint in &outcome.kernel_complaints {
+        println!("the guest's kernel said: {complaint}");
+    }
+    let file = File::open(&lines).with_context(|| format!("the guest left no lines: {outcome}"))?;
+    let lines = crash::gather(BufReader::new(file))?;
+    let place = format!("`{kernel}` with {CPUS} CPUs on {}", processor());
+    let complete = lines.contains(&crash::Line::Done);
+    Ok((crash::markdown(plan, &lines, &place), complete))
+}
+
+fn check_programs() -> Result<()> {
+    for (program, package) in [
+        ("fio", "fio"),
+        ("dbus-daemon", "dbus"),
+        ("taskset", "util-linux"),
+    ] {
+        if !is_there(program) {
+            bail!("{program} is missing: apt-get install {package}");
+        }
+    }
+    Ok(())
 }
 
 /// How often fio is started.

@@ -47,6 +47,12 @@ pub fn fetch() -> Result<Peer> {
 }
 
 impl Peer {
+    /// Its program.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        self.root.join("usr/bin/tcmu-runner")
+    }
+
     /// The folder that `--handler-path` names.
     #[must_use]
     pub fn handlers(&self) -> PathBuf {
