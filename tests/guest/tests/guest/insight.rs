@@ -203,6 +203,27 @@ fn the_daemon_is_shown_and_says_what_happened() -> TestResult {
     let table = tcmuctl(&["top", "-i", "0.1", "-c", "2", "watched"])?;
     ensure!(table.matches("READ MB/s").count() == 2, "{table}");
 
+    // On a terminal, it draws there and gives it back.
+    let tool = program("tcmuctl")?;
+    let drawn = format!("stty cols 120 rows 30; {} top -i 0.1 -c 1", tool.display());
+    let drawn = sh::run(&[
+        "script",
+        "--quiet",
+        "--return",
+        "--command",
+        &drawn,
+        "/dev/null",
+    ])?;
+    for words in [
+        "\x1b[?1049h",
+        "1 LUN, ",
+        "sorted by iops",
+        "watched",
+        "\x1b[?1049l",
+    ] {
+        ensure!(drawn.contains(words), "no {words:?}: {drawn:?}");
+    }
+
     disk.delete()?;
     let events = tcmuctl(&["events", "--json"])?;
     let kinds = events

@@ -1,23 +1,39 @@
 //! A terminal to draw on again and again.
 
 use std::io::{self, Stdout, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::style::Print;
 use crossterm::{cursor, queue, terminal};
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 /// The terminal; as it was before when this is dropped.
 pub(super) struct Screen {
     out: Stdout,
+    /// A signal says to end; the terminal is given back then, too.
+    stop: Arc<AtomicBool>,
 }
+
+/// How often it is looked for a signal.
+const TICK: Duration = Duration::from_millis(200);
+
+/// The size of a terminal that does not know its own, such as a serial console.
+const USUAL_SIZE: (u16, u16) = (80, 24);
 
 impl Screen {
     /// Takes the terminal.
     pub(super) fn take() -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
         terminal::enable_raw_mode()?;
         // From here on, dropping it gives the terminal back.
-        let mut screen = Self { out: io::stdout() };
+        let out = io::stdout();
+        let mut screen = Self { out, stop };
         queue!(screen.out, terminal::EnterAlternateScreen, cursor::Hide)?;
         screen.out.flush()?;
         Ok(screen)
@@ -25,7 +41,10 @@ impl Screen {
 
     /// Shows a text, cut to the terminal's size.
     pub(super) fn draw(&mut self, text: &str) -> io::Result<()> {
-        let (width, height) = terminal::size()?;
+        let (width, height) = match terminal::size()? {
+            (0, _) | (_, 0) => USUAL_SIZE,
+            size => size,
+        };
         queue!(self.out, cursor::MoveTo(0, 0))?;
         for line in text.lines().take(height.into()) {
             let line: String = line.chars().take(width.into()).collect();
@@ -46,7 +65,10 @@ impl Screen {
     pub(super) fn wait(&self, deadline: Instant) -> io::Result<Option<Input>> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if !event::poll(left.min(Duration::from_secs(1)))? {
+            if !event::poll(left.min(TICK))? {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Ok(Some(Input::Quit));
+                }
                 if left.is_zero() {
                     return Ok(None);
                 }

@@ -161,12 +161,15 @@ pub(super) fn run(client: &Client, arguments: &Arguments, as_json: bool) -> Resu
 fn page(work: &[Work], sort: Sort) -> String {
     let iops: f64 = work.iter().map(|w| w.per_second(w.all.commands)).sum();
     let bytes: f64 = work.iter().map(|w| w.per_second(w.all.bytes)).sum();
+    let luns = match work.len() {
+        1 => "1 LUN".to_owned(),
+        luns => format!("{luns} LUNs"),
+    };
     let sort = sort
         .to_possible_value()
         .map_or_else(String::new, |value| value.get_name().to_owned());
     format!(
-        "{} LUNs, {} commands/s, {} MB/s, sorted by {sort}; i m l e n sort, q quits\n\n{}",
-        work.len(),
+        "{luns}, {} commands/s, {} MB/s, sorted by {sort}; i m l e n sort, q quits\n\n{}",
         text::rate(iops),
         text::rate(bytes / 1e6),
         output::plain(table(work))
