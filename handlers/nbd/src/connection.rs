@@ -139,7 +139,8 @@ impl Connection {
         let outcome = loop {
             match poll_fn(|context| self.0.borrow_mut().step(me, io, shared, context)).await {
                 Step::Ended(outcome) => break outcome,
-                Step::Broken(broken) => self.recover(io, shared, broken).await,
+                // In a box, so that the futures of requests stay small.
+                Step::Broken(broken) => Box::pin(self.recover(io, shared, broken)).await,
             }
         };
         std::mem::forget(guard);

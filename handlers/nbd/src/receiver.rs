@@ -102,7 +102,8 @@ impl Receiver {
     pub(crate) fn parts<'a>(&'a self, slots: &'a Slots) -> ([Buffer<'a>; 2], bool) {
         let inbox = |len: usize| {
             let view = self.inbox.view();
-            view.slice(self.end..self.end + len).unwrap_or(view)
+            view.slice(self.end..self.end + len)
+                .expect("the inbox was made ready for what may come at once")
         };
         let nothing = inbox(0);
         match self.expected {

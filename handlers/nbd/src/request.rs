@@ -27,6 +27,11 @@ impl Command {
         matches!(self, Self::Write | Self::Trim | Self::WriteZeroes)
     }
 
+    /// Whether it is a loss if it is undone. What was trimmed may hold anything.
+    pub(crate) fn stores(self) -> bool {
+        matches!(self, Self::Write | Self::WriteZeroes)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Read => "reading",

@@ -351,7 +351,7 @@ impl Slots {
             (None, _) => Ok(Answer::Done),
         };
         // A change that failed may have been made in part.
-        if request.command.changes() && request.flags & command_flag::FUA == 0 {
+        if request.command.stores() && request.flags & command_flag::FUA == 0 {
             changes.set(changes.get() + 1);
         }
         match &mut slot.phase {

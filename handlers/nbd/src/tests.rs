@@ -11,7 +11,7 @@ mod workload;
 use std::path::Path;
 
 use tcmu_handler::testing::{block_on, buffer, contents, scattered};
-use tcmu_handler::{Backstore, Handler, Io, OpenRequest, Result, WriteFlags};
+use tcmu_handler::{Backstore, ErrorKind, Handler, Io, OpenRequest, Result, WriteFlags};
 
 use crate::{NbdHandler, NbdImage};
 
@@ -34,4 +34,14 @@ fn read(image: &NbdImage, io: &Io, len: usize, offset: u64) -> Result<Vec<u8>> {
     bytes.view().fill(0xee);
     block_on(image.read(io, bytes.view(), offset))?;
     Ok(contents(&bytes))
+}
+
+/// Asks until the server answers in time, which a busy machine's may not at first.
+fn until_answered<T>(ask: impl Fn() -> Result<T>) -> T {
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}"),
+        }
+    }
 }

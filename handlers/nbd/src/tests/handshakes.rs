@@ -18,8 +18,16 @@ const MIB: u64 = 1 << 20;
 
 /// What opening says of a server with this script.
 fn refused(script: impl Fn(usize, Peer) + Send + Sync + 'static) -> (ErrorKind, String) {
+    refused_with(";connect_timeout=100", script)
+}
+
+/// The same with these options.
+fn refused_with(
+    options: &str,
+    script: impl Fn(usize, Peer) + Send + Sync + 'static,
+) -> (ErrorKind, String) {
     let fake = Fake::start(script);
-    let error = open(fake.path(), ";connect_timeout=1", MIB).unwrap_err();
+    let error = open(fake.path(), options, MIB).unwrap_err();
     let words = error.to_string();
     assert!(
         words.starts_with(&format!("NBD server unix:{}: ", fake.path().display())),
@@ -251,11 +259,11 @@ fn nonsense_is_refused() {
 #[test]
 fn a_server_that_keeps_us_waiting_is_given_up() {
     // It says nothing; it says a byte now and then; it accepts nobody.
-    let (kind, words) = refused(|_, mut peer| {
+    let (kind, words) = refused_with(";connect_timeout=1", |_, mut peer| {
         peer.receive::<1>();
     });
     assert_eq!(kind, ErrorKind::TimedOut, "{words}");
-    let (kind, words) = refused(|_, mut peer| {
+    let (kind, words) = refused_with(";connect_timeout=1", |_, mut peer| {
         let greeting = [MAGIC.to_be_bytes(), OPTION_MAGIC.to_be_bytes()].concat();
         for byte in greeting {
             peer.send(&[byte]);

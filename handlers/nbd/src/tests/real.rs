@@ -17,7 +17,7 @@ use tcmu_handler::{Backstore, ErrorKind, Extent, Handler, OpenRequest, contract_
 use tempfile::TempDir;
 
 use super::workload::{Workload, run};
-use super::{open, read, write};
+use super::{open, read, until_answered, write};
 use crate::NbdHandler;
 
 const MIB: u64 = 1 << 20;
@@ -306,7 +306,7 @@ fn a_slow_server_is_waited_for() {
         "rdelay=30ms",
         "wdelay=20ms",
     ]);
-    let image = open(&server.path(), ";timeout=1", 16 * MIB).unwrap();
+    let image = open(&server.path(), ";timeout=20", 16 * MIB).unwrap();
     let workload = Workload {
         requests: 15,
         ..WORKLOAD
@@ -354,12 +354,13 @@ fn no_write_is_lost(mut server: Server, options: &str) {
 #[test]
 fn a_server_that_is_stopped_times_out_and_goes_on() {
     let server = Server::nbdkit(&["memory", "16M"]);
-    let image = open(&server.path(), ";timeout=1;connect_timeout=1", 16 * MIB).unwrap();
+    let image = open(&server.path(), ";timeout=1;reconnect=0", 16 * MIB).unwrap();
     let io = io();
-    write(&image, &io, 1, 4096, 0).unwrap();
+    until_answered(|| write(&image, &io, 1, 4096, 0));
     server.signal(Signal::STOP);
     let error = read(&image, &io, 4096, 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     server.signal(Signal::CONT);
-    assert_eq!(read(&image, &io, 4096, 0).unwrap(), [1; 4096]);
+    let bytes = until_answered(|| read(&image, &io, 4096, 0));
+    assert_eq!(bytes, [1; 4096]);
 }
