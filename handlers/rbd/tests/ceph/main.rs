@@ -2,9 +2,11 @@
 //!
 //! Needs Ceph's programs (Debian's ceph-mon, ceph-osd and ceph-common; `cargo xtask test` installs them)
 //! and librbd1. Without them, the tests are skipped.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+#[allow(unsafe_code, reason = "an allocator that counts")]
+mod allocations;
 mod contract;
 mod data;
 mod image;
@@ -25,6 +27,7 @@ type Test = fn(&Cluster) -> anyhow::Result<()>;
 /// In this order, one after the other: some stop the OSD.
 const TESTS: &[(&str, &[(&str, Test)])] = &[
     ("data", data::TESTS),
+    ("allocations", allocations::TESTS),
     ("contract", contract::TESTS),
     ("opening", opening::TESTS),
     ("sizes", sizes::TESTS),

@@ -4,18 +4,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use futures_util::future::join_all;
 use tcmu_ceph::Cluster;
 use tcmu_handler::testing::block_on;
 use tcmu_handler::{Backstore, ErrorKind, Extent};
 
 use crate::Test;
-use crate::image::{KIB, MIB, Opened, is, open};
+use crate::image::{KIB, MIB, Opened, is, open, try_open};
 
 pub(crate) const TESTS: &[(&str, Test)] = &[
     ("a_short_stop_delays_and_loses_nothing", short_stop),
     ("a_long_stop_ends_requests_within_the_limit", long_stop),
+    ("an_image_closes_while_the_osd_has_stopped", close),
     (
         "an_osd_that_is_killed_loses_no_write_that_had_completed",
         killed,
@@ -120,6 +121,22 @@ fn long_stop(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(Instant::now() < deadline, "it does not come back: {error}");
     }
     ensure!(opened.holds(0, 1)? && opened.holds(4096, 3)?);
+    opened.close()
+}
+
+fn close(cluster: &Cluster) -> anyhow::Result<()> {
+    let config = cluster.config(&cluster.image(MIB)?, ";osd_op_timeout=3");
+    let opened = open(&config, MIB)?;
+    opened.write(0, 1)?;
+    cluster.freeze_osd()?;
+    let closed = opened.close();
+    let refused = try_open(&config, MIB).map(drop);
+    cluster.thaw_osd()?;
+    closed?;
+    let error = refused.err().context("it opened")?;
+    is(&error, ErrorKind::TimedOut, "not answered")?;
+    let opened = open(&config, MIB)?;
+    ensure!(opened.holds(0, 1)?);
     opened.close()
 }
 

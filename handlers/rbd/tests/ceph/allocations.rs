@@ -1,0 +1,90 @@
+//! Requests allocate nothing here once as many have been under way as ever are; what librbd allocates for
+//! itself does not go through Rust's allocator.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+
+use anyhow::ensure;
+use futures_util::future::join_all;
+use tcmu_ceph::Cluster;
+use tcmu_handler::testing::{block_on, buffer};
+use tcmu_handler::{Backstore, WriteFlags};
+
+use crate::Test;
+use crate::image::{KIB, MIB, Opened, open};
+
+pub(crate) const TESTS: &[(&str, Test)] = &[("requests_allocate_nothing", nothing)];
+
+/// Counts the allocations of a thread that asks for it.
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+// SAFETY: everything is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get().map(|count| count + 1));
+        // SAFETY: the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above; `pointer` came from there.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Adds what `future` allocates to `sum`.
+async fn counted<F: Future>(future: F, sum: &Cell<usize>) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        COUNT.set(Some(0));
+        let result = future.as_mut().poll(context);
+        sum.set(sum.get() + COUNT.replace(None).unwrap_or_default());
+        result
+    })
+    .await
+}
+
+/// Sixteen writes at once, then sixteen reads; returns how often they allocated.
+fn round(opened: &Opened) -> anyhow::Result<usize> {
+    let buffers: Vec<_> = (0..16).map(|_| buffer(16 << 10)).collect();
+    let sum = Cell::new(0);
+    let (image, io) = (&opened.image, &opened.io);
+    let flags = WriteFlags::default();
+    let lanes = || buffers.iter().zip(0..);
+    let writes = lanes().map(|(buffer, lane)| {
+        counted(image.write(io, buffer.view(), lane * 32 * KIB, flags), &sum)
+    });
+    for written in block_on(join_all(writes)) {
+        written?;
+    }
+    let reads =
+        lanes().map(|(buffer, lane)| counted(image.read(io, buffer.view(), lane * 32 * KIB), &sum));
+    for read in block_on(join_all(reads)) {
+        read?;
+    }
+    Ok(sum.get())
+}
+
+fn nothing(cluster: &Cluster) -> anyhow::Result<()> {
+    let opened = open(&cluster.config(&cluster.image(MIB)?, ""), MIB)?;
+    let first = round(&opened)?;
+    ensure!(
+        first > 0,
+        "nothing was allocated even at first: the count does not work"
+    );
+    round(&opened)?;
+    for number in 0..20 {
+        let count = round(&opened)?;
+        ensure!(count == 0, "round {number} has allocated {count} times");
+    }
+    opened.close()
+}
