@@ -40,11 +40,13 @@ pub(crate) enum LunState {
 
 impl LunState {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Opening,
+        Self::Waiting,
         Self::Serving,
         Self::Draining,
         Self::Held,
+        Self::Offline,
         Self::Leaving,
         Self::Failed,
     ];
@@ -354,6 +356,18 @@ mod tests {
         // News of a LUN that is gone is no news.
         board.turned(7, LunState::Serving, "");
         assert!(board.luns().is_empty());
+    }
+
+    #[test]
+    fn all_states_are_in_the_list() {
+        use LunState::{Draining, Failed, Held, Leaving, Offline, Opening, Serving, Waiting};
+        for (number, state) in LunState::ALL.into_iter().enumerate() {
+            // Whoever adds one sees that it is missing there.
+            match state {
+                Opening | Waiting | Serving | Draining | Held | Offline | Leaving | Failed => {}
+            }
+            assert_eq!(state as usize, number);
+        }
     }
 
     #[test]

@@ -28,8 +28,15 @@ use self::client::Client;
 pub(crate) enum Command {
     /// Show the running daemon and the LUNs that it serves
     ///
-    /// A LUN's state is one of opening, serving, draining and held (see `tcmuctl drain`), leaving,
-    /// and failed; NOTE says why where that needs words.
+    /// A LUN's state is one of
+    /// opening: its image is being opened;
+    /// waiting: its image cannot be opened for now, and commands wait;
+    /// serving;
+    /// draining and held: see `tcmuctl drain`;
+    /// offline: commands are answered with NOT READY;
+    /// leaving: what is in flight is being finished;
+    /// failed: it is not served.
+    /// NOTE says why where that needs words.
     Status,
 
     /// Show what the LUNs have done since they were opened
