@@ -148,7 +148,7 @@ impl Tree {
 
     /// A backstore as [`Tree::list`] would show it.
     pub(crate) fn summary(&self, place: &Place) -> Result<Backstore> {
-        self.describe(place, &self.all_exports()?)?
+        self.describe(place, &self.exports_of(&place.path)?)?
             .ok_or_else(|| Error::NotFound(place.name.clone()))
     }
 

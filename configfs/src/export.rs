@@ -105,7 +105,18 @@ impl Tree {
 
     /// Every export, with the folder of the backstore that it leads to.
     pub(crate) fn all_exports(&self) -> Result<Vec<(PathBuf, Export)>> {
-        let places = self.lun_places()?;
+        self.describe_exports(self.lun_places()?)
+    }
+
+    /// As [`Tree::all_exports`], of the one backstore in this folder: with hundreds of others, that is
+    /// much less to read.
+    pub(crate) fn exports_of(&self, backstore: &Path) -> Result<Vec<(PathBuf, Export)>> {
+        let mut places = self.lun_places()?;
+        places.retain(|place| place.backstore == backstore);
+        self.describe_exports(places)
+    }
+
+    fn describe_exports(&self, places: Vec<LunPlace>) -> Result<Vec<(PathBuf, Export)>> {
         let described = places.into_iter().map(|place| {
             let lun = number_after(&place.lun, "lun_").unwrap_or(0);
             let mut export = Export {
