@@ -170,6 +170,8 @@ pub(crate) enum Past {
     Uneventful,
     /// It was offline.
     Offline,
+    /// It had another image, and perhaps another size.
+    OtherMedium { resized: bool },
 }
 
 fn no_handler(subtype: &str) -> Error {
@@ -357,8 +359,10 @@ impl<H: Handler> AnyHandler for H {
         Ok(Box::new(move |device, past| {
             device.serve(backstore, move |unit| {
                 unit.keep_journal(Arc::new(journal), kept.as_deref());
-                if past == Past::Offline {
-                    unit.became_ready();
+                match past {
+                    Past::Uneventful => {}
+                    Past::Offline => unit.became_ready(),
+                    Past::OtherMedium { resized } => unit.announce_medium(resized),
                 }
             })
         }))

@@ -62,8 +62,14 @@ impl RunDir {
                 return Err(error).with_context(|| format!("locking {}", pid_path.display()));
             }
         }
-        pid_file.set_len(0)?;
-        writeln!(pid_file, "{}", std::process::id())?;
+        // The lock is what counts.
+        let noted = pid_file
+            .set_len(0)
+            .and_then(|()| writeln!(pid_file, "{}", std::process::id()));
+        if let Err(error) = noted {
+            let path = pid_path.display();
+            tracing::warn!(%error, "{path} does not tell the process id: is /run full?");
+        }
         Ok(Self {
             path,
             _pid_file: pid_file,

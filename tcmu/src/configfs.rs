@@ -176,6 +176,21 @@ impl BackstoreDir {
         self.write("control", &format!("dev_size={bytes}"))
     }
 
+    /// Names another image: the whole config string, `<subtype>/<config>`. The UIO device's name
+    /// follows.
+    ///
+    /// The kernel asks the server first, by
+    /// [`Reconfigured`](crate::netlink::Event::Reconfigured): this blocks until whoever hears the
+    /// kernel's events has answered, and must not run on the same thread.
+    ///
+    /// # Errors
+    /// What the server answered, [`io::ErrorKind::InvalidInput`] for more than 255 bytes, or
+    /// [`io::ErrorKind::ResourceBusy`] while another such question about the device is open.
+    pub fn set_dev_config(&self, config: &str) -> io::Result<()> {
+        // `control` takes a comma for the end.
+        self.write("attrib/dev_config", config)
+    }
+
     fn text(&self, attribute: &str) -> io::Result<String> {
         attribute::read(&self.path.join(attribute))
     }
@@ -292,6 +307,8 @@ mod tests {
         assert!(!backstore.write_cache().unwrap());
         backstore.set_write_cache(true).unwrap();
         assert!(backstore.write_cache().unwrap());
+        backstore.set_dev_config("file//srv/b,c").unwrap();
+        assert!(written(&backstore, "attrib/dev_config").starts_with("file//srv/b,c"));
         backstore.notify_task_management().unwrap();
         assert!(written(&backstore, "attrib/tmr_notification").starts_with('1'));
         backstore.set_blocked(true).unwrap();

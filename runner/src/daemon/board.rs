@@ -126,6 +126,8 @@ pub(crate) enum EventKind {
     Closed,
     /// A LUN has another size.
     Resized,
+    /// A LUN has another image.
+    MediumChanged,
     /// A LUN's write cache was switched.
     WriteCache,
     /// A change of a LUN was refused.
@@ -151,6 +153,7 @@ impl EventKind {
             Self::Unstuck => "unstuck",
             Self::Closed => "closed",
             Self::Resized => "resized",
+            Self::MediumChanged => "medium-changed",
             Self::WriteCache => "write-cache",
             Self::ChangeRefused => "change-refused",
             Self::RingReset => "ring-reset",

@@ -6,6 +6,7 @@ use tcmu::discovery::DeviceName;
 use tcmu::netlink::Ticket;
 
 use super::images::Trouble;
+use super::medium::NewMedium;
 use crate::recovery::CrashLoop;
 use crate::registry::{Image, ImageRequest, OpenDevice};
 
@@ -40,6 +41,8 @@ pub(super) enum Next {
     Reset,
     /// Serve the device with the image that was opened meanwhile.
     ComeBack,
+    /// Serve it again with another image.
+    ChangeMedium,
 }
 
 /// A device of a handler of ours.
@@ -76,6 +79,8 @@ pub(super) struct Device {
     pub(super) interrupted: usize,
     /// Commands that a predecessor left are still in flight.
     pub(super) recovering: bool,
+    /// It is getting another image.
+    pub(super) medium: Option<NewMedium>,
 }
 
 impl Device {
@@ -100,6 +105,7 @@ impl Device {
             offline: None,
             interrupted: 0,
             recovering: false,
+            medium: None,
         }
     }
 

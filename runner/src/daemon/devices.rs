@@ -9,6 +9,7 @@ use tcmu_handler::Error;
 
 use super::board::{EventKind, LunState};
 use super::device::{Device, Next, Phase};
+use super::medium::NewMedium;
 use super::open::{Inheritance, Taken, guarded};
 use super::report::Report;
 use super::{BUSY, Daemon, NO_DEVICE, NOT_SUPPORTED, TRY_AGAIN};
@@ -89,6 +90,11 @@ impl Daemon {
     }
 
     pub(super) fn reconfigured(&mut self, id: LunId, change: Change, ticket: Ticket) {
+        if let Change::Config(config) = &change
+            && self.is_own_wish(id, config)
+        {
+            return self.reply(ticket, 0);
+        }
         let Some(Device {
             phase: Phase::Serving,
             reactor,
@@ -143,9 +149,9 @@ impl Daemon {
                 tracing::warn!(
                     lun = name.name,
                     config,
-                    "refused: a LUN cannot get another image while it is served; delete and create it"
+                    "refused: a LUN gets another image by ChangeMedium (targetcli's changemedium) only"
                 );
-                let message = format!("no other image while it is served: {config}");
+                let message = format!("another image needs ChangeMedium: {config}");
                 self.board
                     .tell(EventKind::ChangeRefused, &name.name, message);
                 return self.reply(ticket, NOT_SUPPORTED);
@@ -259,6 +265,11 @@ impl Daemon {
                     opening,
                     result,
                 } => self.opened(id, opening, result),
+                Report::MediumOpened {
+                    id,
+                    opening,
+                    result,
+                } => self.medium_opened(id, opening, result),
                 Report::Attached { id, result } => self.attached(id, result),
                 Report::Recovered { id } => self.recovered(id),
                 Report::Detached { id, result } => self.detached(id, result),
@@ -327,7 +338,11 @@ impl Daemon {
         device.interrupted = in_flight;
         device.request = Some(taken.image_request());
         if let Some(image) = device.image.take() {
-            return self.attach(id, image(taken, Past::Offline));
+            let past = device
+                .medium
+                .as_ref()
+                .map_or(Past::Offline, NewMedium::past);
+            return self.attach(id, image(taken, past));
         }
         device.taken = Some(taken);
         if verdict == Verdict::Guilty {
@@ -381,6 +396,7 @@ impl Daemon {
                 } else if let Some(ticket) = device.ticket.take() {
                     self.reply(ticket, 0);
                 }
+                self.medium_changed(id);
                 self.come_back(id);
             }
             Err(error) => {
@@ -408,6 +424,14 @@ impl Daemon {
             }
         ) {
             return self.reopen(id);
+        }
+        if matches!(
+            device.phase,
+            Phase::Leaving {
+                then: Next::ChangeMedium
+            }
+        ) {
+            return self.open_medium(id);
         }
         let reset = matches!(device.phase, Phase::Leaving { then: Next::Reset });
         let look_again = matches!(
@@ -495,6 +519,7 @@ impl Daemon {
     /// The device cannot be served. It ends if the kernel waits for that; otherwise it stays without
     /// a server.
     pub(super) fn fail(&mut self, id: LunId, error: &Error) {
+        self.medium_is_lost(id, error);
         let stays = self
             .devices
             .get(&id)

@@ -106,6 +106,7 @@ impl Daemon {
 
     /// The image of a LUN that is used already cannot be opened.
     fn image_is_away(&mut self, id: LunId, error: &Error) {
+        self.medium_is_lost(id, error);
         let limit = self.settings.config().offline_after();
         let Some(device) = self.devices.get_mut(&id) else {
             return;

@@ -10,6 +10,7 @@ mod devices;
 mod drains;
 mod images;
 mod insight;
+mod medium;
 mod open;
 mod petition;
 mod petitions;
@@ -112,9 +113,9 @@ impl Daemon {
             }
         }
         let handlers = registry.help().filter(|_| !offline);
-        run_dir
-            .note_handlers(handlers.map(|(subtype, _)| subtype))
-            .context("naming the handlers in /run")?;
+        if let Err(error) = run_dir.note_handlers(handlers.map(|(subtype, _)| subtype)) {
+            tracing::warn!(%error, "tcmuctl does not learn which handlers there are: is /run full?");
+        }
         let signals = catch_signals()?;
         let reload_requests = reload::requests(&mut settings)?;
         let config = settings.config();

@@ -44,7 +44,13 @@ pub(crate) type Held = (UnixStream, Vec<LunId>);
 pub(crate) struct MediumChange {
     /// The LUN's name.
     pub(crate) lun: String,
-    /// Is told how it went; dropped untold if the daemon ends before.
+    /// The subtype of the handler that was asked, which has to be the LUN's.
+    pub(crate) subtype: String,
+    /// The other image: the configuration behind the subtype.
+    pub(crate) config: String,
+    /// Its size in bytes, which the LUN has from then on.
+    pub(crate) size: u64,
+    /// Is told how it went; dropped untold if the LUN or the daemon ends before.
     pub(crate) done: Box<dyn FnOnce(Result<(), Error>) + Send>,
 }
 

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tcmu_handler::{Error, ErrorKind};
-
 use super::board::EventKind;
 use super::petition::{Petition, Petitioner};
 use super::{Daemon, dbus};
@@ -34,15 +32,7 @@ impl Daemon {
             }
             Petition::SetLogLevel { level, done } => done(self.set_log_level(&level)),
             Petition::Drain(request) => self.drain(request),
-            Petition::ChangeMedium(change) => {
-                (change.done)(Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!(
-                        "{} is served and keeps its image: delete the LUN and create it anew",
-                        change.lun
-                    ),
-                )));
-            }
+            Petition::ChangeMedium(change) => self.change_medium(change),
         }
     }
 

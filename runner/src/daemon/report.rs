@@ -29,6 +29,12 @@ pub(super) enum Report {
         opening: u64,
         result: Result<Image, Error>,
     },
+    /// A LUN's other image was opened, or not, and whether it has another size.
+    MediumOpened {
+        id: LunId,
+        opening: u64,
+        result: Result<(Image, bool), Error>,
+    },
     /// A LUN was attached to its reactor, or not.
     Attached {
         id: LunId,

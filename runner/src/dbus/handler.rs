@@ -60,12 +60,13 @@ impl HandlerObject {
         })
     }
 
-    /// Gives the LUN `name` another image and size in bytes. `rc` is 0 or a negative errno.
+    /// Gives the LUN `name` another image, and the size in bytes that is said; commands wait
+    /// meanwhile. `rc` is 0, or a negative errno: the LUN then has the image that it had.
     #[zbus(out_args("rc", "message"))]
     async fn change_medium(
         &self,
         name: &str,
-        _size: u64,
+        size: u64,
         config: &str,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
@@ -80,9 +81,14 @@ impl HandlerObject {
         if let Err(reason) = self.checks.run(&self.subtype, config).await {
             return Ok((-rustix::io::Errno::INVAL.raw_os_error(), reason));
         }
+        // The check has looked at the subtype.
+        let config = rest(&self.subtype, config).unwrap_or_default().to_owned();
         let (done, outcome) = oneshot::channel();
         petitioner.send(Petition::ChangeMedium(MediumChange {
             lun: name.to_owned(),
+            subtype: self.subtype.as_str().to_owned(),
+            config,
+            size,
             done: Box::new(move |result| {
                 // The caller may have gone.
                 let _ = done.send(result);
@@ -93,7 +99,7 @@ impl HandlerObject {
             Ok(Err(error)) => (-error.errno(), error.to_string()),
             Err(oneshot::Canceled) => (
                 -rustix::io::Errno::CANCELED.raw_os_error(),
-                "the daemon is stopping".to_owned(),
+                "the daemon is stopping, or the LUN was removed meanwhile".to_owned(),
             ),
         })
     }

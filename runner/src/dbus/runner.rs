@@ -91,7 +91,8 @@ pub(super) struct EventRecord {
     sequence: u64,
     /// In milliseconds since 1970.
     time: u64,
-    /// `serving`, `failed`, `offline`, `stuck`, `unstuck`, `closed`, `resized`, `write-cache`,
+    /// `serving`, `failed`, `offline`, `stuck`, `unstuck`, `closed`, `resized`, `medium-changed`,
+    /// `write-cache`,
     /// `change-refused`, `ring-reset`, `held`, `resumed` or `handlers`.
     kind: String,
     /// The LUN's name; empty where it concerns none.

@@ -331,6 +331,15 @@ impl<B: Backstore> LogicalUnit<B> {
         Some(size)
     }
 
+    /// Initiators are told that the unit has another medium, and another capacity if that is so.
+    /// Call it before the first command.
+    pub fn announce_medium(&self, other_capacity: bool) {
+        self.unit.attention.establish(Condition::BecameReady);
+        if other_capacity {
+            self.unit.attention.establish(Condition::Capacity);
+        }
+    }
+
     /// Gives the logical unit other names.
     pub fn set_identity(&self, identity: Identity) {
         self.unit.set_identity(identity);

@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zbus::{Connection, Message, Type};
@@ -20,6 +21,12 @@ pub const ROOT: &str = "/org/kernel/TCMUService1";
 
 /// The policy that is installed with the daemon.
 const POLICY: &str = include_str!("../../../systemd/org.kernel.TCMUService1.conf");
+/// The service that is installed with the daemon: what the bus starts for a call to its name.
+const SERVICE: &str = include_str!("../../../systemd/org.kernel.TCMUService1.service");
+/// Where the daemon is installed.
+const INSTALLED: &str = "/usr/bin/tcmu-runner";
+/// A folder of services that the bus knows, and that is the administrator's.
+const SERVICES: &str = "/usr/local/share/dbus-1/system-services";
 /// A policy that keeps nobody away.
 const NO_POLICY: &str = r#"<busconfig><policy context="default">
     <allow own_prefix="org.kernel.TCMUService1"/>
@@ -51,6 +58,19 @@ impl Bus {
     /// If it does not come up.
     pub fn start_open() -> anyhow::Result<Self> {
         Self::with_policy(NO_POLICY)
+    }
+
+    /// Starts it with the policy and the service that the daemon is installed with, so that a call
+    /// starts this program. There is no systemd that it could leave that to.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_activating(program: &Path) -> anyhow::Result<Self> {
+        let service = SERVICE.replace(INSTALLED, &program.display().to_string());
+        ensure!(service != SERVICE, "the service names another program");
+        fs::create_dir_all(SERVICES)?;
+        fs::write(service_file(), service)?;
+        Self::with_policy(POLICY)
     }
 
     fn with_policy(policy: &str) -> anyhow::Result<Self> {
@@ -85,9 +105,15 @@ impl Bus {
 
 impl Drop for Bus {
     fn drop(&mut self) {
+        // Without it, nobody is started for the next test.
+        let _ = fs::remove_file(service_file());
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn service_file() -> String {
+    format!("{SERVICES}/{NAME}.service")
 }
 
 /// A new connection to the bus.
@@ -146,6 +172,22 @@ pub fn await_name(name: &str, owned: bool) -> TestResult {
         }
         thread::sleep(POLL);
     }
+}
+
+/// The process that owns a name.
+///
+/// # Errors
+/// If nobody does.
+pub fn owner(name: &str) -> anyhow::Result<u32> {
+    let connection = connect()?;
+    let owner = zbus::block_on(async {
+        zbus::fdo::DBusProxy::new(&connection)
+            .await?
+            .get_connection_unix_process_id(name.try_into()?)
+            .await
+            .map_err(zbus::Error::from)
+    });
+    Ok(owner?)
 }
 
 /// Runs a command as a user without rights; returns whether it succeeded, and what it said.

@@ -27,7 +27,7 @@
 //!
 //! The modules are what tests need again and again: [`sh`] for commands with the exit code that is
 //! expected of them, [`daemon`] for the runner, [`bus`] for D-Bus, [`lun`] for LUNs, [`sg`] for SCSI
-//! commands that nobody retries.
+//! commands that nobody retries, [`initiator`] for iSCSI sessions.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -35,6 +35,7 @@ pub mod bus;
 pub mod daemon;
 mod events;
 mod host;
+pub mod initiator;
 mod inside;
 pub mod lun;
 mod registry;

@@ -242,6 +242,35 @@ pub fn names() -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
+/// The folder of a LUN in configfs.
+///
+/// # Errors
+/// If there is no such LUN.
+pub fn folder(name: &str) -> anyhow::Result<PathBuf> {
+    for hba in fs::read_dir("/sys/kernel/config/target/core")? {
+        let folder = hba?.path().join(name);
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+    }
+    anyhow::bail!("{name} is not in configfs")
+}
+
+/// The path of the disk that a LUN is.
+///
+/// # Errors
+/// If it is none.
+pub fn disk_of(name: &str) -> anyhow::Result<String> {
+    let text = tcmuctl(&["show", name, "--json"])?;
+    let lun: serde_json::Value = serde_json::from_str(&text).context("tcmuctl show --json")?;
+    let exports = lun["exports"].as_array().into_iter().flatten();
+    let disk = exports
+        .filter_map(|export| export["block_device"].as_str())
+        .next();
+    disk.map(str::to_owned)
+        .with_context(|| format!("{name} is no disk"))
+}
+
 /// What stood there when this test began.
 static BEFORE: OnceLock<Vec<String>> = OnceLock::new();
 

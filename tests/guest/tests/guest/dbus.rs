@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::bus::{self, Bus, NAME, ROOT, as_nobody, await_name, call};
-use tcmu_guest_tests::daemon::Daemon;
+use tcmu_guest_tests::daemon::{self, Daemon, program};
 use tcmu_guest_tests::lun::{Disk, MIB, image, tcmuctl};
-use tcmu_guest_tests::{TestResult, guest_test};
+use tcmu_guest_tests::{TestResult, guest_test, sh};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 const HANDLER: &str = "org.kernel.TCMUService1";
@@ -220,6 +221,40 @@ fn the_bus_may_come_and_go() -> TestResult {
     ensure!(disk.holds(0, 3)?);
     disk.delete()?;
     daemon.stop()
+}
+
+guest_test!(a_call_starts_the_daemon);
+fn a_call_starts_the_daemon() -> TestResult {
+    let runner = program(daemon::RUNNER)?;
+    let _bus = Bus::start_activating(&runner)?;
+    await_name(NAME, false)?;
+    ensure!(check("ram", "ram/")?.0, "the handler is not there");
+    let pid = bus::owner(NAME)?;
+    let ended = || !Path::new(&format!("/proc/{pid}")).exists();
+    let checked = activated_by(pid, &runner);
+    sh::run(&["kill", &pid.to_string()])?;
+    for _ in 0..3000 {
+        if ended() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(ended(), "the daemon that the bus started does not end");
+    checked
+}
+
+/// Whether the process is the daemon, and serves.
+fn activated_by(pid: u32, runner: &Path) -> TestResult {
+    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+    ensure!(
+        program == fs::canonicalize(runner)?,
+        "it is {}",
+        program.display()
+    );
+    let disk = Disk::of_image("activated", 16 * MIB)?;
+    disk.write(0, 9)?;
+    ensure!(disk.holds(0, 9)?);
+    disk.delete()
 }
 
 guest_test!(callers_that_vanish_do_no_harm);

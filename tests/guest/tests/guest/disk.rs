@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::ensure;
 use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::{self, Disk, MIB, tcmuctl, tcmuctl_fails};
+use tcmu_guest_tests::sh::SG_UNIT_ATTENTION;
 use tcmu_guest_tests::{TestResult, guest_test, sh};
 
 guest_test!(keeps_a_file_system_across_reattachment);
@@ -158,6 +159,27 @@ fn shrinks_only_when_told_to() -> TestResult {
     ensure!(disk.size()? == 32 * MIB);
     tcmuctl(&["resize", disk.name(), "16M", "--shrink"])?;
     ensure!(disk.size()? == 16 * MIB);
+    disk.delete()?;
+    daemon.stop()
+}
+
+guest_test!(a_new_size_is_announced);
+fn a_new_size_is_announced() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::of_image("announced", 32 * MIB)?;
+    let size = lun::folder(disk.name())?.join("attrib/dev_size");
+    for bytes in [48 * MIB, 16 * MIB] {
+        // As another machine's administrator does it: this disk does not look by itself.
+        fs::write(&size, bytes.to_string())?;
+        let said = sh::run_code(&["sg_turs", "-v", disk.path()], SG_UNIT_ATTENTION)?;
+        ensure!(
+            said.to_lowercase().contains("capacity data has changed"),
+            "{said}"
+        );
+        sh::run(&["sg_turs", disk.path()])?;
+        let capacity = sh::run(&["sg_readcap", "--long", disk.path()])?;
+        ensure!(capacity.contains(&format!("{bytes} bytes")), "{capacity}");
+    }
     disk.delete()?;
     daemon.stop()
 }

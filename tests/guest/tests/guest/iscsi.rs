@@ -1,12 +1,10 @@
 //! A LUN for other machines.
 
 use std::fs;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::daemon::Daemon;
+use tcmu_guest_tests::initiator::Session;
 use tcmu_guest_tests::lun::{MIB, image, leftovers, tcmuctl};
 use tcmu_guest_tests::{TestResult, guest_test, sh};
 
@@ -70,22 +68,8 @@ fn the_kernels_initiator_uses_it() -> TestResult {
     ];
     tcmuctl(&create)?;
 
-    fs::write(
-        "/etc/iscsi/initiatorname.iscsi",
-        "InitiatorName=iqn.2026-11.com.example:tester\n",
-    )?;
-    sh::run(&["iscsid"])?;
-    sh::run(&[
-        "iscsiadm",
-        "-m",
-        "discovery",
-        "-t",
-        "sendtargets",
-        "-p",
-        PORTAL,
-    ])?;
-    sh::run(&["iscsiadm", "-m", "node", "-T", IQN, "-p", PORTAL, "--login"])?;
-    let disk = await_disk(Path::new("/dev/sda"))?;
+    let session = Session::login(PORTAL, IQN)?;
+    let disk = session.disk().to_str().context("no UTF-8")?.to_owned();
     sh::run(&["mkfs.ext4", "-q", "-F", &disk])?;
     sh::run(&["mount", &disk, "/mnt"])?;
     fs::write("/mnt/hello", "through the network")?;
@@ -93,23 +77,7 @@ fn the_kernels_initiator_uses_it() -> TestResult {
     sh::run(&["mount", "-o", "ro", &disk, "/mnt"])?;
     ensure!(fs::read_to_string("/mnt/hello")? == "through the network");
     sh::run(&["umount", "/mnt"])?;
-    sh::run(&[
-        "iscsiadm", "-m", "node", "-T", IQN, "-p", PORTAL, "--logout",
-    ])?;
+    session.logout()?;
     tcmuctl(&["delete", "initiator"])?;
     daemon.stop()
-}
-
-/// Waits for the disk of a session that has just logged in, and returns its path.
-fn await_disk(disk: &Path) -> anyhow::Result<String> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while fs::File::open(disk).is_err() {
-        ensure!(
-            Instant::now() < deadline,
-            "no {} after the login",
-            disk.display()
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
-    disk.to_str().map(str::to_owned).context("no UTF-8")
 }

@@ -1,5 +1,6 @@
 //! The daemon starts, stops, dies and comes back; LUNs stay.
 
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::{Disk, MIB, image, names, tcmuctl_fails};
-use tcmu_guest_tests::{TestResult, guest_test};
+use tcmu_guest_tests::{TestResult, guest_test, sh};
 
 guest_test!(stops_on_sigterm);
 fn stops_on_sigterm() -> TestResult {
@@ -118,4 +119,43 @@ fn creation_without_a_daemon_is_refused() -> TestResult {
     ensure!(message.contains("tcmu-runner"), "no advice: {message}");
     ensure!(names()?.is_empty(), "something was left");
     Ok(())
+}
+
+guest_test!(a_pid_file_of_a_dead_process_is_nobodys);
+fn a_pid_file_of_a_dead_process_is_nobodys() -> TestResult {
+    const FILE: &str = "/run/tcmu-runner/tcmu-runner.pid";
+    Daemon::start()?.kill()?;
+    // The number has gone to somebody else since.
+    fs::write(FILE, "1\n")?;
+    let daemon = Daemon::start()?;
+    ensure!(fs::read_to_string(FILE)?.trim() == daemon.pid().to_string());
+    daemon.stop()
+}
+
+guest_test!(a_full_run_is_no_reason_to_stop);
+fn a_full_run_is_no_reason_to_stop() -> TestResult {
+    const FOLDER: &str = "/run/tcmu-runner";
+    fs::create_dir_all(FOLDER)?;
+    sh::run(&["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", FOLDER])?;
+    fs::create_dir(format!("{FOLDER}/in-flight"))?;
+    File::create(format!("{FOLDER}/tcmu-runner.pid"))?;
+    let full = fs::write(format!("{FOLDER}/filler"), vec![0; 1 << 20]);
+    ensure!(full.is_err(), "it is not full");
+    let result = on_full_run();
+    sh::run(&["umount", FOLDER])?;
+    result
+}
+
+fn on_full_run() -> TestResult {
+    let daemon = Daemon::start()?;
+    let disk = Disk::of_image("crowded", 16 * MIB)?;
+    disk.write(0, 1)?;
+    daemon.await_log(0, "no in-flight table can be kept")?;
+    daemon.kill()?;
+    let daemon = Daemon::start()?;
+    ensure!(disk.holds(0, 1)?);
+    disk.write(MIB, 2)?;
+    ensure!(disk.holds(MIB, 2)?);
+    disk.delete()?;
+    daemon.stop()
 }

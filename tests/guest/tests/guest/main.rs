@@ -19,10 +19,12 @@ mod kernel;
 mod layers;
 mod lifecycle;
 mod many;
+mod medium;
 mod nbd;
 mod primary;
 mod qcow;
 mod recovery;
+mod saved;
 mod storm;
 mod targetcli;
 

@@ -1,7 +1,7 @@
 //! What SPC says of every SCSI device, seen by sg3_utils and the kernel's initiator.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -12,16 +12,8 @@ use tcmu_guest_tests::lun::{self, Disk, MIB};
 use tcmu_guest_tests::sh::{self, SG_ILLEGAL_REQUEST, SG_UNIT_ATTENTION};
 use tcmu_guest_tests::{TestResult, guest_test, skip};
 
-/// The folder of a LUN in configfs.
 fn folder(disk: &Disk) -> anyhow::Result<PathBuf> {
-    let core = Path::new("/sys/kernel/config/target/core");
-    for hba in fs::read_dir(core)? {
-        let folder = hba?.path().join(disk.name());
-        if folder.is_dir() {
-            return Ok(folder);
-        }
-    }
-    anyhow::bail!("{} is not in configfs", disk.name())
+    lun::folder(disk.name())
 }
 
 /// An attribute of a LUN, without whitespace around it.
@@ -34,6 +26,20 @@ fn attribute(disk: &Disk, name: &str) -> anyhow::Result<String> {
 fn set(disk: &Disk, name: &str, value: &str) -> anyhow::Result<()> {
     let path = folder(disk)?.join(name);
     fs::write(&path, value).with_context(|| path.display().to_string())
+}
+
+/// The folder of the LUN that exposes a disk on loopback.
+fn port_of(disk: &Disk) -> anyhow::Result<PathBuf> {
+    let backstore = folder(disk)?;
+    for target in fs::read_dir("/sys/kernel/config/target/loopback")? {
+        let lun = target?.path().join("tpgt_1/lun/lun_0");
+        let leads_here =
+            |link: &PathBuf| fs::canonicalize(link).is_ok_and(|goal| goal == backstore);
+        if leads_here(&lun.join("storage")) {
+            return Ok(lun);
+        }
+    }
+    anyhow::bail!("{} is not exposed on loopback", disk.name())
 }
 
 guest_test!(every_page_is_decoded);
@@ -180,7 +186,38 @@ fn target_port_groups_are_those_of_configfs() -> TestResult {
     let groups = sh::run(&["sg_rtpg", "--decode", disk.path()])?;
     ensure!(groups.contains("active/non optimized"), "{groups}");
     disk.write(0, 7)?;
+    // By the administrator, who the initiators hear of as well.
     set(&disk, default, "0")?;
+    sh::run_code(&["sg_turs", disk.path()], SG_UNIT_ATTENTION)?;
+    let groups = sh::run(&["sg_rtpg", "--decode", disk.path()])?;
+    ensure!(
+        groups.contains("active/optimized") && groups.contains("implicit"),
+        "{groups}"
+    );
+
+    // Another group, which the LUN's port goes to.
+    let slow = folder(&disk)?.join("alua/slow");
+    fs::create_dir(&slow)?;
+    set(&disk, "alua/slow/tg_pt_gp_id", "16")?;
+    set(&disk, "alua/slow/alua_access_state", "2")?;
+    set(&disk, "alua/slow/preferred", "1")?;
+    let port = port_of(&disk)?.join("alua_tg_pt_gp");
+    fs::write(&port, "slow")?;
+    // Its identification has changed, which the next command after one that shows it reports.
+    sh::run(&["sg_inq", disk.path()])?;
+    sh::run_code(&["sg_turs", disk.path()], SG_UNIT_ATTENTION)?;
+    let groups = sh::run(&["sg_rtpg", "--decode", disk.path()])?;
+    ensure!(
+        groups.contains("target port group id : 0x10 , Pref=1") && groups.contains("standby"),
+        "{groups}"
+    );
+    let identification = sh::run(&["sg_vpd", "--page=0x83", disk.path()])?;
+    ensure!(
+        identification.contains("Target port group: 0x10"),
+        "{identification}"
+    );
+    fs::write(&port, "default_tg_pt_gp")?;
+    fs::remove_dir(&slow)?;
 
     // Where the kernel keeps no groups, none are claimed.
     set(&disk, "alua/default_tg_pt_gp/alua_access_type", "0")?;

@@ -6,8 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 use tcmu_guest_tests::bus::{Bus, NAME, await_name};
 use tcmu_guest_tests::daemon::Daemon;
+use tcmu_guest_tests::initiator::Session;
 use tcmu_guest_tests::lun::{MIB, holds, image, leftovers, tcmuctl, write};
 use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 
@@ -38,6 +40,8 @@ struct Backstore {
     handler: &'static str,
     /// What targetcli calls the cfgstring.
     config: String,
+    /// That of another medium.
+    other: Option<String>,
     /// Whether data survive the end of the LUN.
     lasting: bool,
     /// Whether data are kept at all.
@@ -95,11 +99,24 @@ impl Backstore {
         self.use_disk(&disk, 0x11)?;
 
         self.export_iscsi()?;
+        self.use_session(&disk)?;
         self.resize(&disk)?;
+        self.change_medium(&disk)?;
 
         targetcli(&["saveconfig"])?;
         let saved = fs::read_to_string(CONFIG)?;
         ensure!(saved.contains(&self.config), "{saved}");
+
+        // Our own tool restores the same from it.
+        targetcli(&["clearconfig", "confirm=True"])?;
+        let said = tcmuctl(&["restore", CONFIG])?;
+        ensure!(said.contains(" 0 different, 0 failed, 0 skipped"), "{said}");
+        targetcli(&["saveconfig"])?;
+        ensure!(
+            without_aliases(&fs::read_to_string(CONFIG)?)? == without_aliases(&saved)?,
+            "what tcmuctl restored is not what was saved"
+        );
+        fs::write(CONFIG, &saved)?;
 
         // As at a start of the machine: nothing is configured, and the daemon is new.
         targetcli(&["clearconfig", "confirm=True"])?;
@@ -165,6 +182,37 @@ impl Backstore {
         Ok(())
     }
 
+    /// Reads and writes as an initiator of the iSCSI target, what the loopback disk sees as well.
+    fn use_session(&self, disk: &Path) -> TestResult {
+        let session = Session::login(PORTAL, IQN)?;
+        write(session.disk(), MIB, 0x33)?;
+        if self.keeps {
+            ensure!(holds(disk, MIB, 0x33)?, "the two paths differ");
+        }
+        self.use_disk(disk, 0x11)?;
+        session.logout()
+    }
+
+    /// Changes to another medium of the same size and back.
+    fn change_medium(&self, disk: &Path) -> TestResult {
+        let Some(other) = &self.other else {
+            return Ok(());
+        };
+        let to = |config: &str| {
+            let (name, config) = (
+                format!("name={}", self.name()),
+                format!("cfgstring={config}"),
+            );
+            targetcli(&[&self.folder(), "changemedium", &name, "size=48M", &config])
+        };
+        to(other)?;
+        ensure!(holds(disk, MIB, 0)?, "the other medium is not new");
+        write(disk, MIB, 0x44)?;
+        to(&self.config)?;
+        ensure!(holds(disk, MIB, 0x11)?, "the medium from before is another");
+        Ok(())
+    }
+
     /// Makes the LUN larger while it is used.
     fn resize(&self, disk: &Path) -> TestResult {
         let size = format!("dev_size={}", 48 * MIB);
@@ -177,6 +225,23 @@ impl Backstore {
         await_disk(48 * MIB)?;
         self.use_disk(disk, 0x11)
     }
+}
+
+/// A saved configuration without the names of links, which targetcli makes up.
+fn without_aliases(saved: &str) -> anyhow::Result<Value> {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(object) => {
+                object.remove("alias");
+                object.values_mut().for_each(strip);
+            }
+            Value::Array(values) => values.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::from_str(saved)?;
+    strip(&mut value);
+    Ok(value)
 }
 
 /// Waits for the one disk of so many bytes.
@@ -209,6 +274,25 @@ fn a_file_lives() -> TestResult {
     Backstore {
         handler: "file",
         config,
+        other: Some(image("targetcli-other", 48 * MIB)?),
+        lasting: true,
+        keeps: true,
+    }
+    .live()
+}
+
+guest_test!(a_qcow_image_lives, limit = LIMIT);
+fn a_qcow_image_lives() -> TestResult {
+    needs_several_cpus("a life in targetcli")?;
+    let image = |name: &str, size: &str| -> anyhow::Result<String> {
+        let path = format!("/run/{name}.qcow2");
+        sh::run(&["qemu-img", "create", "-q", "-f", "qcow2", &path, size])?;
+        Ok(path)
+    };
+    Backstore {
+        handler: "qcow",
+        config: image("targetcli", "32M")?,
+        other: Some(image("targetcli-other", "48M")?),
         lasting: true,
         keeps: true,
     }
@@ -221,6 +305,7 @@ fn memory_lives() -> TestResult {
     Backstore {
         handler: "ram",
         config: "scratch".to_owned(),
+        other: None,
         lasting: false,
         keeps: true,
     }
@@ -233,6 +318,7 @@ fn nothing_lives() -> TestResult {
     Backstore {
         handler: "null",
         config: "void".to_owned(),
+        other: None,
         lasting: false,
         keeps: false,
     }
