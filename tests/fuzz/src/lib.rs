@@ -14,10 +14,12 @@
 mod commands;
 mod input;
 mod names;
+mod qcow;
 mod ring;
 
 pub use commands::{cdb, mode_select, unmap, xcopy};
 pub use names::{config, netlink};
+pub use qcow::qcow;
 pub use ring::ring;
 pub use tcmu_handler_nbd::testing::{handshake as nbd_handshake, replies as nbd_replies};
 
@@ -35,4 +37,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("config", config),
     ("nbd_handshake", nbd_handshake),
     ("nbd_replies", nbd_replies),
+    ("qcow", qcow),
 ];
