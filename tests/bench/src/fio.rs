@@ -4,12 +4,12 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::path::Path;
 
-use crate::plan::Job;
+use crate::plan::{EMPTY_WRITTEN_MIB, Image, Job};
 
 /// fio's arguments for `job` on the block device `device`; the JSON goes to `output`.
 #[must_use]
 pub fn arguments(job: Job, device: &Path, runtime_ms: u64, output: &Path) -> Vec<String> {
-    vec![
+    let mut arguments = vec![
         "--name=bench".to_owned(),
         format!("--filename={}", device.display()),
         "--ioengine=libaio".to_owned(),
@@ -17,13 +17,19 @@ pub fn arguments(job: Job, device: &Path, runtime_ms: u64, output: &Path) -> Vec
         format!("--rw={}", job.pattern.fio()),
         format!("--bs={}k", job.block_kib),
         format!("--iodepth={}", job.depth),
-        "--time_based".to_owned(),
-        format!("--runtime={runtime_ms}ms"),
         // Without a map of visited blocks fio itself costs less.
         "--norandommap".to_owned(),
         "--output-format=json".to_owned(),
         format!("--output={}", output.display()),
-    ]
+    ];
+    match job.image {
+        Image::Full => arguments.extend([
+            "--time_based".to_owned(),
+            format!("--runtime={runtime_ms}ms"),
+        ]),
+        Image::Empty => arguments.push(format!("--io_size={EMPTY_WRITTEN_MIB}m")),
+    }
+    arguments
 }
 
 /// What is taken from fio's JSON.
@@ -128,6 +134,7 @@ mod tests {
         block_kib: 4,
         depth: 32,
         pattern: Pattern::RandRead,
+        image: Image::Full,
     };
 
     fn json(error: i32, ios: u64) -> String {

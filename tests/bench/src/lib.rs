@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crash;
+pub mod engine;
 pub mod fio;
 pub mod guest;
 pub mod host;

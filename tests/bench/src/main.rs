@@ -11,7 +11,7 @@ use tcmu_bench::crash::CrashPlan;
 use tcmu_bench::plan::{Candidate, JobSet, Plan};
 use tcmu_bench::record::Record;
 use tcmu_bench::stats::Summaries;
-use tcmu_bench::{guest, host, report, targets};
+use tcmu_bench::{engine, guest, host, report, targets};
 use tcmu_rig::Kernel;
 
 /// Measures our runner beside what a user would pick instead, in a guest kernel.
@@ -43,6 +43,15 @@ enum Action {
         /// Where the lines go.
         lines: PathBuf,
     },
+    /// Measures the qcow handler beside `qemu-img bench` on this machine, without a guest.
+    Engine {
+        /// The folder for the images [default: the one for temporary files]
+        #[arg(long)]
+        folder: Option<PathBuf>,
+        /// How often everything is measured.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
     /// The part that runs inside the guest.
     #[command(hide = true)]
     Guest {
@@ -65,7 +74,8 @@ struct RunOptions {
     #[arg(long, default_value_t = 1.0)]
     runtime: f64,
     /// Who is measured.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Candidate::ALL)]
+    /// [default: all that serve what the jobs are about]
+    #[arg(long, value_enum, value_delimiter = ',')]
     candidates: Vec<Candidate>,
     /// What fio does.
     #[arg(long, value_enum, default_value_t = JobSet::All)]
@@ -132,6 +142,11 @@ fn main() -> Result<()> {
         Action::Guest { plan, lines } => guest::run(&read_plan(&plan)?, &lines),
         Action::Crash(options) => crash(&options),
         Action::CrashGuest { plan, lines } => guest::run_crash(&read_plan(&plan)?, &lines),
+        Action::Engine { folder, rounds } => {
+            let folder = folder.unwrap_or_else(std::env::temp_dir);
+            print!("{}", engine::compare(&folder, rounds)?);
+            Ok(())
+        }
     }
 }
 
@@ -144,7 +159,7 @@ fn crash(options: &CrashOptions) -> Result<()> {
     let plan = CrashPlan {
         times: options.times,
         peer: Some(host::peers::fetch().context("cannot fetch Debian's tcmu-runner")?),
-        ours: Some(programs(options.programs.as_deref())?),
+        ours: Some(programs(options.programs.as_deref(), &[])?),
     };
     let temporary = tempfile::tempdir().context("temporary folder")?;
     let results = options.results.as_deref().unwrap_or(temporary.path());
@@ -187,30 +202,35 @@ fn plan(options: &RunOptions) -> Result<Plan> {
     } else {
         (options.rounds, options.runtime, options.jobs)
     };
-    let peer = options
-        .candidates
-        .contains(&Candidate::TcmuRunner)
+    let candidates = if options.candidates.is_empty() {
+        jobs.candidates()
+    } else {
+        options.candidates.clone()
+    };
+    let peer = candidates
+        .iter()
+        .any(|candidate| candidate.is_peers())
         .then(host::peers::fetch)
         .transpose()
         .context("cannot fetch Debian's tcmu-runner")?;
-    let ours = options
-        .candidates
+    let ours = candidates
         .iter()
         .any(|candidate| candidate.is_ours())
-        .then(|| programs(options.programs.as_deref()))
+        .then(|| programs(options.programs.as_deref(), &candidates))
         .transpose()?;
     Ok(Plan {
-        candidates: options.candidates.clone(),
+        candidates,
         jobs: jobs.jobs(),
         rounds,
         runtime_ms: (runtime * 1000.0) as u64,
         image_mib: options.image,
         peer,
         ours,
+        syscalls: jobs.counts_syscalls(),
     })
 }
 
-fn programs(folder: Option<&Path>) -> Result<PathBuf> {
+fn programs(folder: Option<&Path>, candidates: &[Candidate]) -> Result<PathBuf> {
     let folder = match folder {
         Some(folder) => folder.canonicalize(),
         None => std::env::current_exe().map(|mut path| {
@@ -219,7 +239,7 @@ fn programs(folder: Option<&Path>) -> Result<PathBuf> {
         }),
     }
     .context("the folder of our programs")?;
-    for program in ["tcmu-runner", "tcmuctl"] {
+    for program in [Candidate::runner(candidates), "tcmuctl"] {
         if !folder.join(program).is_file() {
             bail!(
                 "no {program} in {}: build it with cargo build --release, name its folder with \

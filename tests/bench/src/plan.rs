@@ -9,6 +9,17 @@ use serde::{Deserialize, Serialize};
 /// The CPU that fio is bound to in every placement but [`Placement::AllFree`].
 pub const FIO_CPU: usize = 1;
 
+/// The size of the disk in an empty image, in MiB: so large that few of the random writes of a run meet
+/// a cluster that is there already.
+pub const EMPTY_MIB: u64 = 4096;
+
+/// How much a run writes to an empty image, in MiB: as much for every candidate, however long it takes.
+pub const EMPTY_WRITTEN_MIB: u64 = 16;
+
+/// The size of the file system for the empty images, in MiB. Who reserves whole clusters of 64 KiB
+/// takes 16 times of it what is written in blocks of 4 KiB.
+pub const EMPTY_FILE_SYSTEM_MIB: u64 = EMPTY_WRITTEN_MIB * 16 + 512;
+
 /// `hw_max_sectors` of every user backstore, in 512-byte sectors (4 MiB per command).
 pub const HW_MAX_SECTORS: u32 = 8192;
 
@@ -30,11 +41,30 @@ pub enum Candidate {
     File,
     /// Our runner with its `null` handler: the limit of the protocol.
     Null,
+    /// Our runner with its `qcow` handler.
+    Qcow,
+    /// Debian's C tcmu-runner, its qcow handler on a qcow2 image.
+    TcmuRunnerQcow,
+    /// qemu-nbd on a qcow2 image, behind the kernel's NBD client.
+    QemuNbd,
 }
 
 impl Candidate {
     /// Every candidate, in the order of the report's rows.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
+        Self::File,
+        Self::Null,
+        Self::TcmuRunner,
+        Self::Fileio,
+        Self::Nullio,
+        Self::Loop,
+        Self::Qcow,
+        Self::TcmuRunnerQcow,
+        Self::QemuNbd,
+    ];
+
+    /// Those that serve a raw image.
+    pub const RAW: [Self; 6] = [
         Self::File,
         Self::Null,
         Self::TcmuRunner,
@@ -43,16 +73,41 @@ impl Candidate {
         Self::Loop,
     ];
 
+    /// Those that serve a qcow2 image, and our `file` handler, which they are compared with.
+    pub const QCOW: [Self; 4] = [Self::Qcow, Self::File, Self::TcmuRunnerQcow, Self::QemuNbd];
+
     /// Whether a user-space process serves it (and can be bound to a CPU).
     #[must_use]
     pub fn has_daemon(self) -> bool {
-        matches!(self, Self::TcmuRunner | Self::File | Self::Null)
+        !matches!(self, Self::Fileio | Self::Nullio | Self::Loop)
     }
 
     /// Whether it is served by this project's runner.
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::File | Self::Null)
+        matches!(self, Self::File | Self::Null | Self::Qcow)
+    }
+
+    /// Whether it is served by the C tcmu-runner.
+    #[must_use]
+    pub fn is_peers(self) -> bool {
+        matches!(self, Self::TcmuRunner | Self::TcmuRunnerQcow)
+    }
+
+    /// The program of ours that serves these candidates.
+    #[must_use]
+    pub fn runner(candidates: &[Self]) -> &'static str {
+        if candidates.contains(&Self::Qcow) {
+            "tcmu-bench-runner"
+        } else {
+            "tcmu-runner"
+        }
+    }
+
+    /// Whether it serves a qcow2 image.
+    #[must_use]
+    pub fn has_qcow(self) -> bool {
+        matches!(self, Self::Qcow | Self::TcmuRunnerQcow | Self::QemuNbd)
     }
 
     /// The placements that make a difference for it.
@@ -80,6 +135,9 @@ impl Candidate {
             Self::Fileio => "LIO fileio",
             Self::Nullio => "LIO rd_mcp nullio",
             Self::Loop => "loop device",
+            Self::Qcow => "ours, qcow",
+            Self::TcmuRunnerQcow => "tcmu-runner (C), qcow2",
+            Self::QemuNbd => "qemu-nbd, kernel NBD",
         }
     }
 }
@@ -93,6 +151,9 @@ impl fmt::Display for Candidate {
             Self::Loop => "loop",
             Self::File => "file",
             Self::Null => "null",
+            Self::Qcow => "qcow",
+            Self::TcmuRunnerQcow => "tcmu-runner-qcow",
+            Self::QemuNbd => "qemu-nbd",
         })
     }
 }
@@ -184,6 +245,19 @@ impl Pattern {
     }
 }
 
+/// What an image holds before a job.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Image {
+    /// Data everywhere.
+    #[default]
+    Full,
+    /// Nothing: each run has a new qcow2 image, where nearly every write allocates a cluster.
+    Empty,
+}
+
 /// One fio job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Job {
@@ -193,6 +267,9 @@ pub struct Job {
     pub depth: u32,
     /// The access pattern.
     pub pattern: Pattern,
+    /// What the image holds.
+    #[serde(default)]
+    pub image: Image,
 }
 
 impl fmt::Display for Job {
@@ -202,7 +279,11 @@ impl fmt::Display for Job {
         } else {
             format!("{}k", self.block_kib)
         };
-        write!(f, "{size} {} qd{}", self.pattern.fio(), self.depth)
+        write!(f, "{size} {} qd{}", self.pattern.fio(), self.depth)?;
+        match self.image {
+            Image::Full => Ok(()),
+            Image::Empty => f.write_str(", empty image"),
+        }
     }
 }
 
@@ -219,6 +300,8 @@ pub enum JobSet {
     Targets,
     /// Three jobs: enough to see that everything works.
     Few,
+    /// What is asked of qcow2 images: 4k at depth, 1M in sequence, and writes that allocate.
+    Qcow,
 }
 
 impl JobSet {
@@ -230,6 +313,7 @@ impl JobSet {
                 block_kib,
                 depth,
                 pattern,
+                image: Image::Full,
             })
         });
         match self {
@@ -245,7 +329,38 @@ impl JobSet {
                     )
                 })
                 .collect(),
+            Self::Qcow => {
+                let allocating = Job {
+                    block_kib: 4,
+                    depth: 32,
+                    pattern: Pattern::RandWrite,
+                    image: Image::Empty,
+                };
+                all.filter(|job| {
+                    matches!(
+                        (job.block_kib, job.depth, job.pattern.is_random()),
+                        (4, 32, true) | (1024, _, false)
+                    )
+                })
+                .chain([allocating])
+                .collect()
+            }
         }
+    }
+
+    /// Who is measured with it unless others are named.
+    #[must_use]
+    pub fn candidates(self) -> Vec<Candidate> {
+        match self {
+            Self::Qcow => Candidate::QCOW.to_vec(),
+            Self::All | Self::Targets | Self::Few => Candidate::RAW.to_vec(),
+        }
+    }
+
+    /// Whether the daemons' system calls are counted too.
+    #[must_use]
+    pub fn counts_syscalls(self) -> bool {
+        self != Self::Qcow
     }
 }
 
@@ -288,6 +403,8 @@ pub struct Plan {
     pub peer: Option<Peer>,
     /// The folder of our `tcmu-runner` and `tcmuctl`.
     pub ours: Option<PathBuf>,
+    /// Count the daemons' system calls in the end.
+    pub syscalls: bool,
 }
 
 /// An unpacked Debian tcmu-runner.
@@ -300,6 +417,21 @@ pub struct Peer {
 }
 
 impl Plan {
+    /// Whether anybody serves a qcow2 image.
+    #[must_use]
+    pub fn has_qcow(&self) -> bool {
+        self.candidates.iter().any(|candidate| candidate.has_qcow())
+    }
+
+    /// The space that the images need, in MiB: one raw image for all, and one qcow2 image for each of
+    /// those that write to one, which no two may do at a time.
+    #[must_use]
+    pub fn storage_mib(&self) -> u64 {
+        let qcow = self.candidates.iter().filter(|c| c.has_qcow()).count() as u64;
+        let empty = self.jobs.iter().any(|job| job.image == Image::Empty);
+        self.image_mib * (1 + qcow) + if empty { EMPTY_FILE_SYSTEM_MIB } else { 0 } + 64
+    }
+
     /// The runs of one round: for each job all candidates in turn. Each round starts with another
     /// candidate, so that none always follows the same neighbour's leavings.
     #[must_use]
@@ -308,6 +440,7 @@ impl Plan {
         for &job in &self.jobs {
             let mut turn: Vec<Run> = live
                 .iter()
+                .filter(|candidate| job.image == Image::Full || candidate.has_qcow())
                 .flat_map(|&candidate| {
                     candidate.placements().iter().map(move |&placement| Run {
                         candidate,
@@ -333,13 +466,14 @@ mod tests {
 
     fn plan() -> Plan {
         Plan {
-            candidates: Candidate::ALL.to_vec(),
+            candidates: Candidate::RAW.to_vec(),
             jobs: JobSet::Few.jobs(),
             rounds: 2,
             runtime_ms: 100,
             image_mib: 64,
             peer: None,
             ours: None,
+            syscalls: true,
         }
     }
 
@@ -358,8 +492,39 @@ mod tests {
             block_kib: 1024,
             depth: 8,
             pattern: Pattern::Write,
+            image: Image::Full,
         };
         assert_eq!(large.to_string(), "1M write qd8");
+        let names: Vec<String> = JobSet::Qcow.jobs().iter().map(Job::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "4k randread qd32",
+                "4k randwrite qd32",
+                "1M read qd8",
+                "1M write qd8",
+                "4k randwrite qd32, empty image"
+            ]
+        );
+    }
+
+    #[test]
+    fn only_qcow2_images_are_empty() {
+        let plan = Plan {
+            candidates: JobSet::Qcow.candidates(),
+            jobs: JobSet::Qcow.jobs(),
+            ..plan()
+        };
+        let runs = plan.round(0, &plan.candidates);
+        let empty = |run: &&Run| run.job.image == Image::Empty;
+        assert_eq!(runs.iter().filter(empty).count(), 3 * 4);
+        assert!(
+            runs.iter()
+                .filter(empty)
+                .all(|run| run.candidate.has_qcow())
+        );
+        assert_eq!(runs.len(), (4 * 4 + 3) * 4);
+        assert_eq!(plan.storage_mib(), 64 * 4 + 16 * 16 + 512 + 64);
     }
 
     #[test]

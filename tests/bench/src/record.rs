@@ -196,6 +196,7 @@ mod tests {
             image_mib: 1,
             peer: None,
             ours: None,
+            syscalls: true,
         }
     }
 

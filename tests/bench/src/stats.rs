@@ -118,13 +118,14 @@ impl Summaries {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::plan::{JobSet, Pattern, Plan};
+    use crate::plan::{Image, JobSet, Pattern, Plan};
     use crate::record::Machine;
 
     pub(crate) const DEEP: Job = Job {
         block_kib: 4,
         depth: 32,
         pattern: Pattern::RandRead,
+        image: Image::Full,
     };
 
     /// A sample of 1 s with `iops`, 20 us of daemon and 10 us of kernel per request.
@@ -162,13 +163,14 @@ pub(crate) mod tests {
                 ..Machine::default()
             },
             plan: Plan {
-                candidates: Candidate::ALL.to_vec(),
+                candidates: Candidate::RAW.to_vec(),
                 jobs: JobSet::Targets.jobs(),
                 rounds: 1,
                 runtime_ms: 1000,
                 image_mib: 256,
                 peer: None,
                 ours: None,
+                syscalls: true,
             },
             samples,
             syscalls: Vec::new(),

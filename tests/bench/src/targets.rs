@@ -1,6 +1,6 @@
 //! The targets of the project, and what was measured against them.
 
-use crate::plan::{Candidate, Job};
+use crate::plan::{Candidate, Image, Job};
 use crate::record::{Method, Record};
 use crate::stats::{Summaries, Summary};
 
@@ -45,6 +45,9 @@ impl Verdict {
 #[must_use]
 pub fn judge(record: &Record, summaries: &Summaries) -> Vec<Verdict> {
     let judge = Judge { record, summaries };
+    if record.plan.candidates.contains(&Candidate::Qcow) {
+        return judge.qcow();
+    }
     // In the emulated guest a system call costs no more than other instructions: the gain of fewer
     // of them shows more than in User-mode Linux, where fio's own dominate.
     let (deep, shallow) = if record.machine.rig_kernel == "qemu" {
@@ -90,8 +93,12 @@ impl Judge<'_> {
     }
 
     fn speed(&self, job: Job, peer: Candidate, factor: f64) -> Verdict {
+        self.speed_of(Candidate::File, job, peer, factor)
+    }
+
+    fn speed_of(&self, ours: Candidate, job: Job, peer: Candidate, factor: f64) -> Verdict {
         let measured = self
-            .iops(Candidate::File, job)
+            .iops(ours, job)
             .zip(self.iops(peer, job))
             .map(|(ours, theirs)| ours / theirs);
         Verdict {
@@ -99,6 +106,23 @@ impl Judge<'_> {
             bound: Bound::AtLeast(factor),
             measured,
         }
+    }
+
+    /// What is asked of the `qcow` handler.
+    fn qcow(&self) -> Vec<Verdict> {
+        let peers = [
+            (Candidate::File, 0.9),
+            (Candidate::TcmuRunnerQcow, 2.0),
+            (Candidate::QemuNbd, 1.0),
+        ];
+        let jobs = self.record.plan.jobs.iter();
+        jobs.flat_map(|&job| {
+            peers
+                .into_iter()
+                .filter(move |(peer, _)| job.image == Image::Full || peer.has_qcow())
+                .map(move |(peer, factor)| self.speed_of(Candidate::Qcow, job, peer, factor))
+        })
+        .collect()
     }
 
     fn speed_of_best_peer(&self, job: Job) -> Verdict {
@@ -154,7 +178,7 @@ impl Judge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Placement;
+    use crate::plan::{JobSet, Placement};
     use crate::record::SyscallCount;
     use crate::stats::tests::{DEEP, record, sample};
 
@@ -181,6 +205,30 @@ mod tests {
             assert_eq!(verdict.measured, Some(1.5));
             assert_eq!(verdict.reached(), Some(reached), "{kernel}");
         }
+    }
+
+    #[test]
+    fn qcow_images_have_targets_of_their_own() {
+        let samples = vec![
+            sample(Candidate::Qcow, Placement::DaemonOn0, DEEP, 2700),
+            sample(Candidate::File, Placement::DaemonOn0, DEEP, 3000),
+            sample(Candidate::QemuNbd, Placement::DaemonOn0, DEEP, 3000),
+        ];
+        let mut record = record("uml-built", samples);
+        record.plan.candidates = JobSet::Qcow.candidates();
+        record.plan.jobs = JobSet::Qcow.jobs();
+        let verdicts = judge(&record, &Summaries::of(&record));
+        // Four jobs with three peers, and one that a raw file cannot be asked for.
+        assert_eq!(verdicts.len(), 4 * 3 + 2);
+        let reached = |what: &str| find(&verdicts, what).reached();
+        assert_eq!(
+            reached("4k randread qd32: speed over ours, file"),
+            Some(true)
+        );
+        let qemu = "4k randread qd32: speed over qemu-nbd, kernel NBD";
+        assert_eq!(reached(qemu), Some(false));
+        let peer = "4k randread qd32: speed over tcmu-runner (C), qcow2";
+        assert_eq!(reached(peer), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ const PACKAGES: &[&str] = &[
     "fio",
     "iproute2",
     "kmod",
+    "qemu-utils",
     "strace",
     "util-linux",
 ];
@@ -27,6 +28,8 @@ const PACKAGES: &[&str] = &[
 ///     cargo xtask bench run --kernel qemu        on the second witness
 ///     cargo xtask bench run --quick              a smoke test
 ///     cargo xtask bench crash                    what initiators see when daemons end
+///     cargo xtask bench run --jobs qcow          qcow2 images, beside qemu
+///     cargo xtask bench engine                   without a guest, beside qemu-img bench
 ///     cargo xtask bench -- --help                what else there is
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]

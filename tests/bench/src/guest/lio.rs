@@ -21,12 +21,18 @@ fn write(path: &Path, value: &str) -> Result<()> {
     fs::write(path, value).with_context(|| format!("writing {value:?} to {}", path.display()))
 }
 
+/// The folder of the backstore `<hba>/<name>`.
+#[must_use]
+pub(super) fn place(hba: &str, name: &str) -> PathBuf {
+    Path::new(TARGET).join("core").join(hba).join(name)
+}
+
 /// Creates and enables the backstore `<hba>/<name>`, giving it `controls` one by one.
 ///
 /// # Errors
 /// Whatever the kernel refuses, and an `enable` that does not return.
 pub(super) fn backstore(hba: &str, name: &str, controls: &[String]) -> Result<PathBuf> {
-    let path = Path::new(TARGET).join("core").join(hba).join(name);
+    let path = place(hba, name);
     make(&path)?;
     for control in controls {
         write(&path.join("control"), control)?;
@@ -64,6 +70,25 @@ pub(super) fn expose(backstore: &Path, wwn: &str) -> Result<PathBuf> {
         };
         let device = Path::new("/dev").join(name?.file_name());
         Ok(device.exists().then_some(device))
+    })
+}
+
+/// Takes the LUN of a backstore under `wwn` away, and the backstore itself.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub(super) fn remove(backstore: &Path, wwn: &str) -> Result<()> {
+    let target = Path::new(TARGET).join("loopback").join(wwn);
+    let tpg = target.join("tpgt_1");
+    let lun = tpg.join("lun").join("lun_0");
+    let backstore = backstore.to_owned();
+    bounded("removing the LUN", LIMIT, move || {
+        let link = lun.join("bench");
+        fs::remove_file(&link).with_context(|| link.display().to_string())?;
+        for folder in [lun, tpg, target, backstore] {
+            fs::remove_dir(&folder).with_context(|| folder.display().to_string())?;
+        }
+        Ok(())
     })
 }
 

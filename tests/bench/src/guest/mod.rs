@@ -5,8 +5,10 @@ mod bus;
 mod cpu;
 mod crash;
 mod lio;
+mod nbd;
 mod peer;
 mod process;
+mod qcow2;
 mod served;
 mod syscalls;
 
@@ -20,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::fio;
-use crate::plan::{Candidate, Plan, Run};
+use crate::plan::{Candidate, Image, Plan, Run};
 use crate::record::{Line, Sample, SyscallCount};
 pub use crash::run as run_crash;
 use served::Bench;
@@ -30,10 +32,13 @@ const FOLDER: &str = "/run/tcmu-bench";
 
 /// Set-up order. Our daemon attaches its LUNs before the C tcmu-runner starts, since the latter
 /// answers the kernel's netlink events for LUNs that are not its own.
-const SET_UP: [Candidate; 6] = [
+const SET_UP: [Candidate; 9] = [
     Candidate::File,
     Candidate::Null,
+    Candidate::Qcow,
     Candidate::TcmuRunner,
+    Candidate::TcmuRunnerQcow,
+    Candidate::QemuNbd,
     Candidate::Fileio,
     Candidate::Nullio,
     Candidate::Loop,
@@ -78,7 +83,9 @@ pub fn run(plan: &Plan, report: &Path) -> Result<()> {
         }
     }
 
-    count_syscalls(plan, &mut bench, &devices, &mut lines)?;
+    if plan.syscalls {
+        count_syscalls(plan, &mut bench, &devices, &mut lines)?;
+    }
     if let Err(error) = bench.stop_ours() {
         println!("our daemon: {error:#}");
     }
@@ -137,6 +144,7 @@ fn prepare(plan: &Plan, folder: &Path) -> Result<PathBuf> {
         "target_core_user",
         "target_core_file",
         "tcm_loop",
+        "nbd",
     ] {
         // Built in, or missing: whoever needs it says so.
         let _ = process::output(
@@ -148,7 +156,7 @@ fn prepare(plan: &Plan, folder: &Path) -> Result<PathBuf> {
     process::output(
         Command::new("mount")
             .args(["-t", "tmpfs", "-o"])
-            .arg(format!("size={}m,mode=0755", plan.image_mib + 64))
+            .arg(format!("size={}m,mode=0755", plan.storage_mib()))
             .arg("tcmu-bench")
             .arg(folder),
         Duration::from_secs(30),
@@ -178,6 +186,16 @@ fn measure(
     device: &Path,
 ) -> Result<Sample> {
     bench.check_alive(run.candidate)?;
+    if run.job.image == Image::Empty {
+        let device = bench.serve_empty(run.candidate)?;
+        let sample = sample(plan, bench, run, round, &device);
+        bench.drop_empty(run.candidate)?;
+        return sample;
+    }
+    sample(plan, bench, run, round, device)
+}
+
+fn sample(plan: &Plan, bench: &Bench<'_>, run: Run, round: u32, device: &Path) -> Result<Sample> {
     let daemon = bench.daemon(run.candidate);
     if let Some(pid) = daemon {
         cpu::bind(pid, run.placement.daemon_cpu())?;

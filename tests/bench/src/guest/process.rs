@@ -150,10 +150,18 @@ impl Daemon {
     ///
     /// # Errors
     /// A daemon that does not end within `limit`.
-    pub(super) fn end(mut self, signal: Signal, limit: Duration) -> Result<()> {
+    pub(super) fn end(self, signal: Signal, limit: Duration) -> Result<()> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal)
             .with_context(|| format!("cannot signal {}", self.name))?;
+        self.ended(limit)
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// A daemon that does not end within `limit`.
+    pub(super) fn ended(mut self, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         while self
             .child

@@ -26,6 +26,10 @@ const MEMORY_MIB: u64 = 1024;
 /// A guest that cannot be started. One that dies midway yields an incomplete record.
 pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
     check_programs()?;
+    if plan.has_qcow() {
+        require("qemu-nbd", "qemu-utils")?;
+        require("mkfs.ext4", "e2fsprogs")?;
+    }
     fs::create_dir_all(results).with_context(|| results.display().to_string())?;
     let results = results.canonicalize().context("the results folder")?;
     let plan_file = results.join("plan.json");
@@ -50,7 +54,8 @@ pub fn measure(plan: &Plan, kernel: Kernel, results: &Path) -> Result<Record> {
         .kernel(kernel)
         .cpus(CPUS)
         .memory_mb(
-            u32::try_from(MEMORY_MIB + 2 * plan.image_mib).context("the image is too large")?,
+            u32::try_from(MEMORY_MIB + plan.image_mib + plan.storage_mib())
+                .context("the image is too large")?,
         )
         .timeout(time_limit(plan))
         .results_dir(&results)
@@ -117,9 +122,7 @@ fn check_programs() -> Result<()> {
         ("dbus-daemon", "dbus"),
         ("taskset", "util-linux"),
     ] {
-        if !is_there(program) {
-            bail!("{program} is missing: apt-get install {package}");
-        }
+        require(program, package)?;
     }
     Ok(())
 }
@@ -137,9 +140,13 @@ fn time_limit(plan: &Plan) -> Duration {
     run * u32::try_from(runs(plan)).unwrap_or(u32::MAX) + Duration::from_secs(900)
 }
 
-fn is_there(program: &str) -> bool {
+/// Says which package a program is missing from.
+pub(crate) fn require(program: &str, package: &str) -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    if !std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
+        bail!("{program} is missing: apt-get install {package}");
+    }
+    Ok(())
 }
 
 fn processor() -> String {

@@ -32,7 +32,7 @@ fn header(out: &mut String, record: &Record) {
         out,
         "Measured in `{}` (Linux {}, {} CPUs, {} MiB) on {}, host Linux {}, its load \
          {} before the start; {}. {} rounds of \
-         {:.1} s, candidates interleaved; one image of {} MiB in tmpfs for all.",
+         {:.1} s, candidates interleaved; images of {} MiB in tmpfs, {}.",
         machine.rig_kernel,
         machine.guest_kernel,
         machine.cpus,
@@ -44,6 +44,11 @@ fn header(out: &mut String, record: &Record) {
         plan.rounds,
         plan.runtime_ms as f64 / 1000.0,
         plan.image_mib,
+        if plan.has_qcow() {
+            "one for each who serves a qcow2 image, all with the same bytes"
+        } else {
+            "one for all"
+        },
     );
     if let Some(peer) = &plan.peer {
         line!(out, "C tcmu-runner: Debian's {}.", peer.version);

@@ -10,13 +10,16 @@ use crate::record::Record;
 use crate::stats::{Spread, Summaries, Summary};
 
 /// Colours that stay apart for colour-blind readers (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 9] = [
     RGBColor(213, 94, 0),
     RGBColor(230, 159, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(86, 180, 233),
     RGBColor(120, 120, 120),
+    RGBColor(204, 121, 167),
+    RGBColor(240, 228, 66),
+    RGBColor(0, 0, 0),
 ];
 
 /// Pixels right of the plot for the candidates' names.
