@@ -249,13 +249,13 @@ mod tests {
 
     #[test]
     fn bars_do_not_overlap() {
-        let samples = Candidate::ALL
+        let samples = Candidate::RAW
             .iter()
             .map(|&c| sample(c, Placement::DaemonFree, DEEP, 1000))
             .collect();
         let record = record("uml-built", samples);
         let summaries = Summaries::of(&record);
-        let bars = bars(&SUBJECTS[0], &[DEEP], &Candidate::ALL, &summaries);
+        let bars = bars(&SUBJECTS[0], &[DEEP], &Candidate::RAW, &summaries);
         assert_eq!(bars.len(), 6);
         assert!(bars.windows(2).all(|pair| pair[0].right <= pair[1].left));
         assert!(bars.iter().all(|bar| bar.left >= 0.0 && bar.right <= 1.0));
