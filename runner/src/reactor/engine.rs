@@ -238,29 +238,6 @@ impl UringEngine {
         inner.push(entry);
     }
 
-    /// Tries to end the operations that the task of `waker` waits for: those that the kernel has not
-    /// begun fail with `ECANCELED`, the others go on.
-    pub(crate) fn cancel(&self, waker: &Waker) {
-        let mut inner = self.inner.borrow_mut();
-        let waits = |slot: &Slot| {
-            let waiting = slot.waker.as_ref().map(Waker::data);
-            slot.state == State::Running && waiting == Some(waker.data())
-        };
-        for place in 0..inner.slots.len() {
-            if waits(&inner.slots[place]) {
-                let source = Source {
-                    place: place as u32,
-                    generation: 0,
-                };
-                let entry = opcode::AsyncCancel::new(operation(place as u32))
-                    .build()
-                    .flags(squeue::Flags::SKIP_SUCCESS)
-                    .user_data(user_data(Kind::Abort, source));
-                inner.push(entry);
-            }
-        }
-    }
-
     /// Hands everything that is queued to the kernel and collects what has finished: wakes the
     /// tasks that wait for operations, and appends what happened to sources to `events`.
     pub(crate) fn turn(&self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {

@@ -21,7 +21,6 @@ use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment
 
 use super::age::{Age, Finding};
 use super::clock::Clock;
-use super::engine::UringEngine;
 use super::hold::Hold;
 use super::memory::SharedMemory;
 use super::message::{LunId, Mailer};
@@ -115,7 +114,6 @@ pub(crate) trait Lun {
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) io: Io,
-    pub(crate) engine: Rc<UringEngine>,
     pub(crate) ready: Arc<ReadyQueue>,
     /// The LUN's place in the reactor.
     pub(crate) place: u32,
@@ -312,6 +310,10 @@ where
 
     /// Ends aborted commands, for which the target core waits: at once where nothing of the backstore's
     /// is under way, otherwise as soon as that has ended.
+    ///
+    /// What is under way is never cancelled, not even where the kernel has not begun with it:
+    /// drivers/target/loopback/tcm_loop.c reports an aborted write to its initiator as done, and then
+    /// it had better be.
     fn manage(&mut self, request: &TaskManagement) {
         let ids: HashSet<u16> = request.commands.iter().copied().collect();
         let (mut dropped, mut go_on) = (0, 0);
@@ -338,7 +340,6 @@ where
                     dropped += 1;
                 }
             } else {
-                self.context.engine.cancel(waker);
                 self.aborted.insert(slot as u32);
                 go_on += 1;
             }

@@ -458,7 +458,6 @@ impl Reactor {
         };
         let context = Context {
             io: self.io.clone(),
-            engine: Rc::clone(&self.engine),
             ready: Arc::clone(&self.ready),
             place,
             id,

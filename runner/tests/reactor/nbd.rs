@@ -62,6 +62,19 @@ impl Nbdkit {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Stops it. Its threads may still answer for a moment after the signal was sent.
+    fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |task: fs::DirEntry| {
+            let state = fs::read_to_string(task.path().join("stat")).unwrap();
+            state.rsplit(')').next().unwrap().starts_with(" T")
+        };
+        while !fs::read_dir(&tasks).unwrap().flatten().all(is_stopped) {
+            thread::yield_now();
+        }
+    }
+
     /// Kills it, and starts it again after this time.
     fn replace(&mut self, after: Duration) {
         self.child.kill().unwrap();
@@ -81,7 +94,9 @@ impl Drop for Nbdkit {
 
 fn launch(folder: &Path) -> Child {
     let mut command = Command::new("nbdkit");
-    command.args(["-f", "-U"]).arg(folder.join("socket"));
+    // With more threads, nbdkit 1.32 now and then ends by an assertion when a client leaves.
+    command.args(["-f", "--threads=1", "-U"]);
+    command.arg(folder.join("socket"));
     command.arg("file").arg(folder.join("image"));
     let command = command.stdout(Stdio::null()).stderr(Stdio::null());
     command
@@ -108,7 +123,7 @@ fn an_export_is_a_disk_whatever_runs_together() {
 #[test]
 fn commands_wait_for_a_server_that_is_killed() {
     let mut server = Nbdkit::start();
-    let mut lun = Lun::new(server.open(";server_cache=durable"));
+    let mut lun = Lun::new(server.open(";server_cache=durable;reconnect=3600;timeout=0"));
     // Long and short ones, so that some are in flight in part.
     let blocks = |number: u32| if number.is_multiple_of(4) { 700 } else { 8 };
     for round in 0..4u64 {
@@ -141,7 +156,7 @@ fn commands_wait_for_a_server_that_is_killed() {
 fn a_server_that_hangs_makes_commands_fail_for_now() {
     let server = Nbdkit::start();
     let mut lun = Lun::new(server.open(";timeout=1"));
-    server.signal(Signal::STOP);
+    server.stop();
     let tags = [lun.read(0, 8), lun.write(8, &[1; BLOCK])];
     for tag in tags {
         let finished = lun.wait(tag);
@@ -165,7 +180,7 @@ fn a_server_that_hangs_makes_commands_fail_for_now() {
 fn an_abort_of_one_command_leaves_the_others_their_connection() {
     let server = Nbdkit::start();
     let mut lun = Lun::new(server.open(""));
-    server.signal(Signal::STOP);
+    server.stop();
     // The first one drives the connection for both.
     let tags = [lun.read(0, 8), lun.read(8, 8)];
     lun.turn(false);
