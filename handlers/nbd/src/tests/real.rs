@@ -163,10 +163,12 @@ const WORKLOAD: Workload = Workload {
 /// Everything that an image can do, one after the other, and then many at once.
 fn try_out(server: &Server, options: &str) {
     let image = open(&server.path(), options, 16 * MIB).unwrap();
+    // An engine that goes with an operation under way takes the connection along.
+    let io = io();
     for depth in [16, 32] {
-        run(&image, &io(), Workload { depth, ..WORKLOAD });
+        run(&image, &io, Workload { depth, ..WORKLOAD });
     }
-    block_on(image.close(&io())).unwrap();
+    block_on(image.close(&io)).unwrap();
 }
 
 /// One request after the other of all kinds, against the model of a disk.
@@ -278,8 +280,9 @@ fn a_tcp_server_and_its_exports() {
             Err(error) => panic!("{error}"),
         }
     };
-    run(&image, &io(), WORKLOAD);
-    block_on(image.close(&io())).unwrap();
+    let io = io();
+    run(&image, &io, WORKLOAD);
+    block_on(image.close(&io)).unwrap();
     let error = NbdHandler
         .open(&request(&format!("127.0.0.1:{port};export=none")))
         .unwrap_err();
