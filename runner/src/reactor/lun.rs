@@ -312,8 +312,8 @@ where
     /// is under way, otherwise as soon as that has ended.
     ///
     /// What is under way is never cancelled, not even where the kernel has not begun with it:
-    /// drivers/target/loopback/tcm_loop.c reports an aborted write to its initiator as done, and then
-    /// it had better be.
+    /// drivers/target/loopback/tcm_loop.c (tcm_loop_release_cmd) ends a command that was aborted without
+    /// a status of its own as if it were done, and then it had better be.
     fn manage(&mut self, request: &TaskManagement) {
         let ids: HashSet<u16> = request.commands.iter().copied().collect();
         let (mut dropped, mut go_on) = (0, 0);
