@@ -33,10 +33,6 @@ const COMPLETION_ENTRIES: u32 = 4096;
 const MAX_SEGMENTS: usize = 1024;
 /// MAX_RW_COUNT of include/linux/fs.h without the page size's part: more is transferred in parts.
 const MAX_TRANSFER: usize = 1 << 30;
-/// From this many bytes on, a transfer is left to the kernel's worker threads (io-wq). A transfer that
-/// does not wait, because it is a copy to or from memory, would keep this thread from all its LUNs for
-/// as long as it takes; so the copies of several commands also run at the same time.
-const LARGE_TRANSFER: usize = 128 << 10;
 /// What is written to a uio device; any value will do.
 static KICK: [u8; 4] = 1i32.to_ne_bytes();
 /// After what time an alarm comes.
@@ -459,11 +455,6 @@ impl Slot {
         self.segments.clear();
     }
 
-    /// How many bytes the operation moves between the file and memory.
-    fn transfer(&self) -> usize {
-        self.segments.iter().map(|segment| segment.iov_len).sum()
-    }
-
     /// Notes the segments of a transfer, as many as one operation takes.
     fn set_segments(&mut self, parts: &[Buffer<'_>]) {
         let mut room = MAX_TRANSFER;
@@ -585,11 +576,6 @@ impl Engine for UringEngine {
                 inner.waits += 1;
                 return inner.run(place, entry.build());
             }
-        };
-        let entry = if slot.transfer() >= LARGE_TRANSFER {
-            entry.flags(squeue::Flags::ASYNC)
-        } else {
-            entry
         };
         inner.run(place, entry)
     }

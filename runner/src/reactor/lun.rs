@@ -40,6 +40,21 @@ pub(crate) type Errand = Pin<Box<dyn Future<Output = ()>>>;
 /// Is told how an errand ended; called on the reactor's thread.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
+/// How much is fetched at once: whichever is reached first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portion {
+    pub(crate) commands: usize,
+    /// Of data that the commands come with or ask for.
+    pub(crate) bytes: usize,
+}
+
+/// Whether commands are left to be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    None,
+    Perhaps,
+}
+
 /// A LUN, whatever its backstore is.
 pub(crate) trait Lun {
     /// What people call it.
@@ -48,9 +63,9 @@ pub(crate) trait Lun {
     /// The uio device: readable when commands wait; a write kicks the kernel.
     fn device(&self) -> &dyn Doorbell;
 
-    /// Fetches new commands and starts them: `limit` of them at the most. Returns how many; less than
-    /// `limit` only if there are no more.
-    fn fetch(&mut self, limit: usize) -> usize;
+    /// Fetches new commands and starts them, until they make up the `portion`. Returns how many, and
+    /// whether there may be more.
+    fn fetch(&mut self, portion: Portion) -> (usize, Rest);
 
     /// Runs the task in `slot` a step further.
     fn step(&mut self, slot: u32);
@@ -420,33 +435,41 @@ where
         &*self.device
     }
 
-    fn fetch(&mut self, limit: usize) -> usize {
+    fn fetch(&mut self, portion: Portion) -> (usize, Rest) {
         if self.is_drained() {
             self.flush_drained();
         }
         self.start_background();
-        for fetched in 0..limit {
+        let mut bytes = 0;
+        for fetched in 0..portion.commands {
             if self.quiescent || self.broken {
-                return fetched;
+                return (fetched, Rest::None);
+            }
+            if bytes >= portion.bytes {
+                return (fetched, Rest::Perhaps);
             }
             if let Some(interrupted) = self.recovery.next() {
+                bytes += interrupted.command.data_len();
                 self.start(interrupted.command, interrupted.phase);
                 continue;
             }
             if self.hold.is_on() {
-                return fetched;
+                return (fetched, Rest::None);
             }
             match self.ring.next() {
-                Ok(Some(Entry::Command(command))) => self.start(command, 0),
+                Ok(Some(Entry::Command(command))) => {
+                    bytes += command.data_len();
+                    self.start(command, 0);
+                }
                 Ok(Some(Entry::TaskManagement(request))) => self.manage(&request),
-                Ok(None) => return fetched,
+                Ok(None) => return (fetched, Rest::None),
                 Err(error) => {
                     tracing::error!(lun = %self.name, %error, "the command ring is damaged");
                     self.broken = true;
                 }
             }
         }
-        limit
+        (portion.commands, Rest::Perhaps)
     }
 
     fn step(&mut self, slot: u32) {

@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use tcmu::mock::Data;
 use tcmu::scsi::Status;
-use tcmu_handler::{Backstore, Buffer, Capabilities, Io, Result, WriteFlags};
+use tcmu_handler::{
+    Backstore, Buffer, Capabilities, Handler as _, Io, OpenRequest, Result, WriteFlags,
+};
+use tcmu_handler_ram::RamHandler;
 
-use crate::lun::{BLOCK, Lun, image, image_with, pattern};
+use crate::lun::{BLOCK, Lun, SIZE, image, image_with, pattern};
 
 const GOOD: u8 = Status::Good.code();
 
@@ -151,4 +154,32 @@ fn completions_of_a_turn_are_kicked_once() {
         after.system_calls - before.system_calls <= 4,
         "{before:?} {after:?}"
     );
+}
+
+#[test]
+fn of_large_transfers_a_turn_takes_a_portion() {
+    let request = OpenRequest {
+        config: "portions".parse().unwrap(),
+        size: SIZE,
+        block_size: BLOCK as u32,
+    };
+    // Memory takes them at once, so that each turn's are done in that turn.
+    let mut lun = Lun::new(RamHandler.open(&request).unwrap());
+    let data = pattern(4, 256 << 10);
+    let blocks = (data.len() / BLOCK) as u32;
+    lun.kernel.plug();
+    let tags: Vec<_> = (0..6)
+        .map(|number| lun.write(number * blocks, &data))
+        .collect();
+    lun.kernel.unplug();
+    let mut finished = 0;
+    while finished < tags.len() {
+        lun.turn(true);
+        let now = tags.iter().filter(|&&tag| lun.has_finished(tag)).count();
+        assert!(now - finished <= 1, "{finished} before, {now} now");
+        finished = now;
+    }
+    for tag in tags {
+        assert_eq!(lun.wait(tag).status, GOOD);
+    }
 }
