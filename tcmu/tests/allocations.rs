@@ -1,48 +1,15 @@
 //! The way of a command through the ring needs no heap once it is warm.
 #![allow(clippy::unwrap_used, reason = "this is a test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
 use tcmu::abi;
 use tcmu::mock::{Config, Data, MockKernel};
 use tcmu::ring::{Command, Completion, Entry, Ring};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract, which is the same here.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps `GlobalAlloc::dealloc`'s contract, which is the same here.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps `GlobalAlloc::realloc`'s contract, which is the same here.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
+use tcmu_allocations::{Counting, allocations};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
-}
 
 const DEPTH: usize = 32;
 const READ_16: [u8; 16] = [0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0];
@@ -70,7 +37,7 @@ fn serve(ring: &mut Ring, commands: &mut Vec<Command>) {
     assert!(ring.publish());
 }
 
-fn count_in_steady_state(flags: u16) -> u64 {
+fn count_in_steady_state(flags: u16) -> usize {
     const WARM_UP: usize = 20;
     let (mut kernel, device) = MockKernel::new(Config {
         flags,

@@ -1,6 +1,7 @@
 //! Configuration strings: `subtype/rest`, options as `;key=value`.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -63,6 +64,27 @@ impl Config {
             Some(other) => Err(Error::new(
                 ErrorKind::InvalidConfig,
                 format!("the option {key} is on or off, not \"{other}\""),
+            )),
+        }
+    }
+
+    /// The option `key` as a whole number.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] for anything else, and for numbers that are not in `range`.
+    pub fn number(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Error> {
+        let Some(text) = self.option(key) else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "the option {key} is a number from {} to {}, not \"{text}\"",
+                    range.start(),
+                    range.end()
+                ),
             )),
         }
     }
@@ -194,6 +216,22 @@ mod tests {
         assert_eq!(config.option("direct"), Some("on"));
         assert_eq!(config.switch("create").unwrap(), Some(false));
         assert_eq!(config.option("other"), None);
+    }
+
+    #[test]
+    fn numbers_have_a_range() {
+        let config: Config = "/x;a=1;b=16;c=17;d=0;e=-1;f=;g=1.5".parse().unwrap();
+        let number = |key| config.number(key, 1..=16);
+        assert_eq!(number("a").unwrap(), Some(1));
+        assert_eq!(number("b").unwrap(), Some(16));
+        assert_eq!(number("other").unwrap(), None);
+        for key in ["c", "d", "e", "f", "g"] {
+            let error = number(key).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+            let words = error.to_string();
+            let says = format!("the option {key} is a number from 1 to 16");
+            assert!(words.starts_with(&says), "{words}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod io;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod usage;
+mod yielding;
 
 pub use allowed_paths::AllowedPaths;
 pub use backstore::{Backstore, BlockStatus, Comparison, Extent, WriteFlags, ZeroFlags};
@@ -29,3 +30,4 @@ pub use external::{Completer, External, ExternalWork};
 pub use handler::{Handler, OpenRequest};
 pub use io::{Engine, File, Io, IoFuture, Operation, Ticket};
 pub use usage::Usage;
+pub use yielding::yield_now;

@@ -14,19 +14,30 @@ pub(crate) enum Address {
     Tcp { host: String, port: u16 },
 }
 
+/// What a URI can say beside the address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) export: Option<String>,
+    /// TLS is demanded.
+    pub(crate) tls: bool,
+    /// The folder with the certificates.
+    pub(crate) certificates: Option<String>,
+    /// Who must be named in the server's certificate.
+    pub(crate) hostname: Option<String>,
+}
+
 impl Address {
-    /// The server of a configuration's target, and the export if the target names one.
-    pub(crate) fn parse(target: &str) -> Result<(Self, Option<String>)> {
+    /// The server of a configuration's target, and what else the target says.
+    pub(crate) fn parse(target: &str) -> Result<(Self, Wish)> {
         if let Some((scheme, rest)) = target.split_once("://") {
             return uri(scheme, rest);
         }
-        if let Some(path) = target.strip_prefix("unix:") {
-            return Ok((socket(path)?, None));
-        }
-        if target.starts_with('/') {
-            return Ok((socket(target)?, None));
-        }
-        Ok((tcp(target)?, None))
+        let address = match target.strip_prefix("unix:") {
+            Some(path) => socket(path)?,
+            None if target.starts_with('/') => socket(target)?,
+            None => tcp(target)?,
+        };
+        Ok((address, Wish::default()))
     }
 }
 
@@ -94,18 +105,13 @@ fn tcp(text: &str) -> Result<Address> {
     })
 }
 
-/// An NBD URI: doc/uri.md of the NBD project.
-fn uri(scheme: &str, rest: &str) -> Result<(Address, Option<String>)> {
-    let is_unix = match scheme {
-        "nbd" => false,
-        "nbd+unix" => true,
-        "nbds" | "nbds+unix" => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "TLS is not supported: connect through a tunnel (stunnel, ssh, WireGuard), or a Unix \
-                 socket",
-            ));
-        }
+/// An NBD URI: doc/uri.md of the NBD project. The parameters for TLS are libnbd's.
+fn uri(scheme: &str, rest: &str) -> Result<(Address, Wish)> {
+    let (is_unix, tls) = match scheme {
+        "nbd" => (false, false),
+        "nbds" => (false, true),
+        "nbd+unix" => (true, false),
+        "nbds+unix" => (true, true),
         other => return Err(invalid(format!("\"{other}://\" begins no NBD URI"))),
     };
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -113,17 +119,28 @@ fn uri(scheme: &str, rest: &str) -> Result<(Address, Option<String>)> {
         Some((authority, export)) => (authority, Some(decode(export)?)),
         None => (place, None),
     };
+    let mut wish = Wish {
+        export: export.filter(|export| !export.is_empty()),
+        tls,
+        ..Wish::default()
+    };
     let mut path = None;
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-        match parameter.split_once('=') {
-            Some(("socket", value)) if is_unix && path.is_none() => path = Some(decode(value)?),
-            _ => {
-                let name = parameter.split('=').next().unwrap_or_default();
-                return Err(invalid(format!(
-                    "unknown parameter \"{name}\" in the NBD URI: there is socket, once, with nbd+unix"
-                )));
-            }
-        }
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let place = match name {
+            "socket" if is_unix => Some(&mut path),
+            "tls-certificates" if tls => Some(&mut wish.certificates),
+            "tls-hostname" if tls => Some(&mut wish.hostname),
+            _ => None,
+        };
+        let place = place.filter(|place| place.is_none() && !value.is_empty());
+        let place = place.ok_or_else(|| {
+            invalid(format!(
+                "parameter \"{name}\" in the NBD URI: there are socket with nbd+unix and nbds+unix, and \
+                 tls-certificates and tls-hostname with nbds and nbds+unix, each with a value, and once"
+            ))
+        })?;
+        *place = Some(decode(value)?);
     }
     let address = match (is_unix, path) {
         (true, Some(path)) if authority.is_empty() => socket(&path)?,
@@ -135,7 +152,7 @@ fn uri(scheme: &str, rest: &str) -> Result<(Address, Option<String>)> {
         }
         (false, _) => tcp(authority)?,
     };
-    Ok((address, export.filter(|export| !export.is_empty())))
+    Ok((address, wish))
 }
 
 /// Undoes the percent-encoding of RFC 3986, section 2.1.
@@ -190,8 +207,12 @@ mod tests {
             ("nbd://server:5/", host("server", 5), None),
             ("nbd://[::1]:5//disk", host("::1", 5), Some("/disk")),
         ] {
-            let (found, name) = Address::parse(target).unwrap();
-            assert_eq!((&found, name.as_deref()), (&address, export), "{target}");
+            let (found, wish) = Address::parse(target).unwrap();
+            let expected = Wish {
+                export: export.map(str::to_owned),
+                ..Wish::default()
+            };
+            assert_eq!((&found, wish), (&address, expected), "{target}");
             // What is shown can be written.
             assert_eq!(Address::parse(&found.to_string()).unwrap().0, address);
         }
@@ -225,16 +246,34 @@ mod tests {
             "nbd+unix:///%2?socket=/x",
             "nbd+unix:///%zz?socket=/x",
             "nbd+unix:///%ff?socket=/x",
+            "nbd://server/?tls-hostname=x",
+            "nbds://server/?tls-hostname=",
+            "nbds://server/?tls-hostname=x&tls-hostname=x",
+            "nbds://server/?tls-psk-file=/x",
+            "nbds://server/?socket=/x",
             "http://server/",
             &long,
         ] {
             let error = Address::parse(target).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{target}: {error}");
         }
-        for target in ["nbds://server/x", "nbds+unix:///?socket=/x"] {
-            let error = Address::parse(target).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Unsupported, "{target}: {error}");
-            assert!(error.to_string().contains("TLS"), "{error}");
-        }
+    }
+
+    #[test]
+    fn uris_say_what_tls_needs() {
+        let (address, wish) = Address::parse("nbds://server/disk").unwrap();
+        assert_eq!(address, host("server", PORT));
+        assert!(wish.tls && wish.certificates.is_none() && wish.hostname.is_none());
+        let unix =
+            "nbds+unix:///?tls-certificates=/etc/p%20ki&socket=/run/x.sock&tls-hostname=server";
+        let (address, wish) = Address::parse(unix).unwrap();
+        assert_eq!(address, Address::Unix("/run/x.sock".into()));
+        let expected = Wish {
+            export: None,
+            tls: true,
+            certificates: Some("/etc/p ki".to_owned()),
+            hostname: Some("server".to_owned()),
+        };
+        assert_eq!(wish, expected);
     }
 }

@@ -8,19 +8,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{
     Timeout, set_socket_keepalive, set_socket_timeout, set_tcp_nodelay, set_tcp_user_timeout,
 };
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, send, socket_with,
 };
+use rustls::ClientConnection;
 use tcmu_handler::{Error, ErrorKind, Result};
 
 use crate::address::Address;
-use crate::handshake::{Session, negotiate};
+use crate::handshake::{Session, greet, negotiate, start_tls};
 use crate::options::Options;
 use crate::request::{Command, Request};
+use crate::tls;
 
 /// How long to wait before a Unix socket is tried again whose queue of connections is full.
 const CROWDED: Duration = Duration::from_millis(20);
@@ -30,6 +32,8 @@ const CROWDED: Duration = Duration::from_millis(20);
 pub(crate) struct Connected {
     pub(crate) socket: OwnedFd,
     pub(crate) session: Session,
+    /// What encrypts all that goes through the socket, if anything does.
+    pub(crate) encryption: Option<Box<ClientConnection>>,
 }
 
 /// Connects to the server and agrees on its export, in no more than
@@ -51,23 +55,48 @@ fn connect_bare(options: &Options) -> Result<Connected> {
         socket: &socket,
         deadline,
     };
-    let session = negotiate(&mut stream, &options.export)?;
+    greet(&mut stream)?;
+    let (session, encryption) = match &options.tls {
+        None => (negotiate(&mut stream, &options.export)?, None),
+        Some(tls) => {
+            let (mut stream, mut encryption) = (stream, tls.client()?);
+            start_tls(&mut stream)?;
+            tls::shake_hands(&mut encryption, &mut stream)?;
+            let mut stream = rustls::Stream::new(&mut *encryption, &mut stream);
+            let session = negotiate(&mut stream, &options.export).map_err(tls::afterwards)?;
+            (session, Some(encryption))
+        }
+    };
     for direction in [Timeout::Recv, Timeout::Send] {
         set_socket_timeout(&socket, direction, None).map_err(unusable)?;
     }
-    Ok(Connected { socket, session })
+    Ok(Connected {
+        socket,
+        session,
+        encryption,
+    })
 }
 
 /// Tells the server that nothing follows.
-pub(crate) fn disconnect(connected: &Connected) {
-    let goodbye = Request {
+pub(crate) fn disconnect(mut connected: Connected) {
+    let goodbye = goodbye(connected.encryption.as_deref_mut());
+    // It hears the connection's end otherwise.
+    let _ = send(&connected.socket, &goodbye, SendFlags::NOSIGNAL);
+}
+
+/// What tells a server that nothing follows, as it goes through the socket.
+pub(crate) fn goodbye(encryption: Option<&mut ClientConnection>) -> Vec<u8> {
+    let request = Request {
         command: Command::Disconnect,
         flags: 0,
         offset: 0,
         len: 0,
     };
-    // It hears the connection's end otherwise.
-    let _ = send(&connected.socket, &goodbye.header(0), SendFlags::NOSIGNAL);
+    let header = request.header(0);
+    match encryption {
+        None => header.to_vec(),
+        Some(encryption) => tls::last_words(encryption, &header),
+    }
 }
 
 fn unix(path: &Path, deadline: Instant) -> Result<OwnedFd> {
@@ -167,14 +196,14 @@ fn timed_out(errno: Errno) -> io::Error {
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.limit(Timeout::Recv)?;
-        rustix::io::read(self.socket, buffer).map_err(timed_out)
+        retry_on_intr(|| rustix::io::read(self.socket, &mut *buffer)).map_err(timed_out)
     }
 }
 
 impl Write for Stream<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.limit(Timeout::Send)?;
-        send(self.socket, buffer, SendFlags::NOSIGNAL).map_err(timed_out)
+        retry_on_intr(|| send(self.socket, buffer, SendFlags::NOSIGNAL)).map_err(timed_out)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -16,6 +16,8 @@
 //! If the server is silent for too long, or breaks the protocol's rules, nothing is known of what it
 //! still does: all outstanding requests fail, and those that follow have a new connection.
 
+mod traffic;
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -24,16 +26,16 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::net::{Shutdown, shutdown};
-use tcmu_handler::{Buffer, Error, ErrorKind, File, Io, Operation, Ticket};
+use tcmu_handler::{Buffer, Error, ErrorKind, File, Io, Operation, Ticket, yield_now};
 
-use crate::connect::{Connected, connect};
+use crate::connect::{Connected, connect, goodbye};
 use crate::handshake::Export;
 use crate::options::Options;
 use crate::outage::{Advice, Outage};
 use crate::protocol::flag;
-use crate::receiver::{INBOX, Progress, Receiver};
-use crate::reply::Malformed;
-use crate::request::{Command, HEADER_LEN, Request};
+use crate::receiver::{INBOX, Receiver};
+use crate::records::Records;
+use crate::request::Request;
 use crate::sender::Sender;
 use crate::slots::{Outcome, Slots};
 use crate::unflushed::Unflushed;
@@ -60,6 +62,8 @@ struct State {
     sender: Sender,
     /// There is one from the first request on.
     receiver: Option<Receiver>,
+    /// There are some if all is encrypted.
+    records: Option<Records>,
     sending: Option<Ticket>,
     receiving: Option<Ticket>,
     /// Comes when the server has been silent for too long.
@@ -100,6 +104,7 @@ impl Connection {
             slots: Slots::default(),
             sender: Sender::default(),
             receiver: None,
+            records: None,
             sending: None,
             receiving: None,
             alarm: None,
@@ -151,16 +156,18 @@ impl Connection {
     pub(crate) async fn close(&self, io: &Io) {
         self.end_operations(io, |state| {
             state.socket.take().inspect(|socket| {
-                let goodbye = Request {
-                    command: Command::Disconnect,
-                    flags: 0,
-                    offset: 0,
-                    len: 0,
+                let goodbye = match &mut state.records {
+                    None => Some(goodbye(None)),
+                    Some(records) => records.goodbye(),
                 };
-                let Ok(memory) = io.allocate(HEADER_LEN) else {
+                let memory = goodbye.and_then(|goodbye| {
+                    let memory = io.allocate(goodbye.len()).ok()?;
+                    memory.view().copy_from(0, &goodbye);
+                    Some(memory)
+                });
+                let Some(memory) = memory else {
                     return;
                 };
-                memory.view().copy_from(0, &goodbye.header(0));
                 let parts = &[memory.view()];
                 state
                     .ending
@@ -271,6 +278,9 @@ impl State {
         if self.receiver.is_none() {
             self.receiver = Some(Receiver::new(io.allocate(INBOX).map_err(no_memory)?));
         }
+        if let Some(records) = &mut self.records {
+            records.prepare(io).map_err(no_memory)?;
+        }
         if self.slots.waiting() == 0 {
             self.progress = Instant::now();
         }
@@ -333,73 +343,11 @@ impl State {
         let socket = self.socket.as_ref().map(Arc::clone);
         let socket = socket.ok_or(Broken::Down)?;
         let before = self.slots.waiting();
-        self.send(io, &socket, context)?;
-        self.receive(io, &socket, shared, context)?;
+        self.exchange(io, &socket, shared, context)?;
         if self.slots.waiting() < before {
             self.outage.over();
         }
         self.watch(io, shared, context)
-    }
-
-    fn send(&mut self, io: &Io, socket: &File, context: &mut Context<'_>) -> Result<(), Broken> {
-        loop {
-            if let Some(ticket) = self.sending {
-                let Poll::Ready(result) = io.poll(ticket, context) else {
-                    return Ok(());
-                };
-                self.sending = None;
-                let sent = transferred("sending", result)?;
-                self.sender.sent(&mut self.slots, sent);
-                self.progress = Instant::now();
-            }
-            let start = |parts: &[Buffer<'_>]| io.start(Operation::Send { socket, parts });
-            self.sending = self.sender.start(&mut self.slots, start);
-            if self.sending.is_none() {
-                return Ok(());
-            }
-        }
-    }
-
-    fn receive(
-        &mut self,
-        io: &Io,
-        socket: &File,
-        shared: &Shared,
-        context: &mut Context<'_>,
-    ) -> Result<(), Broken> {
-        let Some(receiver) = &mut self.receiver else {
-            return Ok(());
-        };
-        loop {
-            if let Some(ticket) = self.receiving {
-                let Poll::Ready(result) = io.poll(ticket, context) else {
-                    return Ok(());
-                };
-                self.receiving = None;
-                receiver.received(transferred("receiving", result)?);
-                self.progress = Instant::now();
-            }
-            match receiver.advance(&mut self.slots, shared.unflushed.changes()) {
-                Ok(Progress::More) => {}
-                Ok(Progress::ShutDown) => {
-                    return Err(Broken::Lost("the server is shutting down".to_owned()));
-                }
-                Err(Malformed(what)) => {
-                    let why = format!("it breaks the protocol's rules: {what}");
-                    return Err(Broken::Unusable(ErrorKind::Internal, why));
-                }
-            }
-            if self.slots.waiting() == 0 {
-                return Ok(());
-            }
-            receiver.prepare(&self.slots);
-            let (parts, whole) = receiver.parts(&self.slots);
-            self.receiving = Some(io.start(Operation::Receive {
-                socket,
-                parts: &parts,
-                whole,
-            }));
-        }
     }
 
     /// Looks whether the server has been silent for too long.
@@ -447,6 +395,10 @@ impl State {
         let session = connected.session;
         self.slots.agree(session.structured, session.context);
         self.socket = Some(Arc::new(connected.socket));
+        match (&mut self.records, connected.encryption) {
+            (Some(records), Some(client)) => records.restart(client),
+            (records, client) => *records = client.map(Records::new),
+        }
         self.progress = Instant::now();
         if let Some(receiver) = &mut self.receiver {
             receiver.restart();
@@ -473,26 +425,6 @@ impl State {
     }
 }
 
-/// How much an operation has done; nothing if it is to be started again.
-fn transferred(what: &str, result: io::Result<u32>) -> Result<usize, Broken> {
-    /// An abort of the driver's command cancels what it waits for: include/uapi/asm-generic/errno.h.
-    const ECANCELED: i32 = 125;
-    match result {
-        Ok(0) => Err(Broken::Lost(format!("{what}: the server has ended it"))),
-        Ok(count) => Ok(count as usize),
-        Err(error) if error.raw_os_error() == Some(ECANCELED) => Ok(0),
-        Err(error) => match error.kind() {
-            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(0),
-            // The server's host does not answer: nothing is known of the server.
-            io::ErrorKind::TimedOut => Err(Broken::Unusable(
-                ErrorKind::TimedOut,
-                format!("{what}: {error}"),
-            )),
-            _ => Err(Broken::Lost(format!("{what}: {error}"))),
-        },
-    }
-}
-
 /// Ends the connection of a request that is given up before its end: its reply would find memory that
 /// is somebody else's by then.
 struct Guard<'a> {
@@ -510,8 +442,9 @@ impl Drop for Guard<'_> {
         state.disconnect();
         let target = state.receiver.as_ref().and_then(Receiver::target);
         if let Some(ticket) = state.receiving.take() {
-            // Whoever gives the memory back has to know that the kernel may use it.
-            match target == Some(self.me) {
+            // Whoever gives the memory back has to know that the kernel may use it. Records do not go
+            // there.
+            match target == Some(self.me) && state.records.is_none() {
                 true => self.io.forget(ticket),
                 false => state.ending.push(ticket),
             }
@@ -522,18 +455,4 @@ impl Drop for Guard<'_> {
         state.slots.take(self.me);
         state.leave(self.me);
     }
-}
-
-/// Lets everything else that is ready on this thread run first.
-async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if yielded {
-            return Poll::Ready(());
-        }
-        yielded = true;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -9,6 +9,7 @@ use crate::protocol::{
     option_reply,
 };
 use crate::reply::{printable, u32_at, u64_at};
+use crate::tls;
 
 /// The longest reply to an option that is read, in bytes.
 const MAX_REPLY: usize = MAX_STRING + 64;
@@ -66,9 +67,8 @@ pub(crate) struct Session {
     pub(crate) context: Option<u32>,
 }
 
-/// Comes to an agreement about the export `name`; requests can follow.
+/// Comes to an agreement about the export `name`, after the greetings; requests can follow.
 pub(crate) fn negotiate(stream: &mut (impl Read + Write), name: &str) -> Result<Session> {
-    greet(stream)?;
     let structured = structured_replies(stream)?;
     let context = match structured {
         true => allocation_context(stream, name)?,
@@ -83,7 +83,7 @@ pub(crate) fn negotiate(stream: &mut (impl Read + Write), name: &str) -> Result<
 }
 
 /// The greetings of both sides.
-fn greet(stream: &mut (impl Read + Write)) -> Result<()> {
+pub(crate) fn greet(stream: &mut (impl Read + Write)) -> Result<()> {
     let mut greeting = [0; 18];
     let failed = |error| failed("the server's greeting", error);
     stream.read_exact(&mut greeting).map_err(failed)?;
@@ -97,6 +97,29 @@ fn greet(stream: &mut (impl Read + Write)) -> Result<()> {
     let ours = handshake::FIXED_NEWSTYLE | flags & handshake::NO_ZEROES;
     let sent = stream.write_all(&u32::from(ours).to_be_bytes());
     sent.map_err(failed)
+}
+
+/// Agrees to begin TLS. All that follows is encrypted, and what was said before counts no more.
+pub(crate) fn start_tls(stream: &mut (impl Read + Write)) -> Result<()> {
+    send(stream, option::START_TLS, &[])?;
+    let reply = receive(stream, option::START_TLS)?;
+    match reply.kind {
+        option_reply::ACK => Ok(()),
+        kind if kind & option_reply::ERROR != 0 => {
+            let says = match printable(&reply.data) {
+                words if words.is_empty() => String::new(),
+                words => format!(" ({words})"),
+            };
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the server does not offer TLS{says}: set it up there, or allow everybody in between \
+                     to read and change the data with tls=off"
+                ),
+            ))
+        }
+        _ => Err(nonsense("the server answers something else than asked")),
+    }
 }
 
 fn structured_replies(stream: &mut (impl Read + Write)) -> Result<bool> {
@@ -214,8 +237,8 @@ fn refusal(name: &str, reply: &Reply) -> Error {
         option_reply::TLS_REQUIRED => (
             ErrorKind::Unsupported,
             format!(
-                "the server demands TLS for {what}, which is not supported: connect through a tunnel \
-                 (stunnel, ssh, WireGuard) to a server without"
+                "the server demands TLS for {what}: add the options tls=require and \
+                 tls_certificates=FOLDER"
             ),
         ),
         option_reply::UNKNOWN => (
@@ -289,7 +312,10 @@ fn receive(stream: &mut impl Read, option: u32) -> Result<Reply> {
     })
 }
 
-fn failed(what: &str, error: io::Error) -> Error {
+pub(crate) fn failed(what: &str, error: io::Error) -> Error {
+    if let Some(error) = tls::cause(&error) {
+        return error;
+    }
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Error::new(
             ErrorKind::Gone,

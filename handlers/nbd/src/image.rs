@@ -202,7 +202,10 @@ impl Backstore for NbdImage {
                 reads_zeroes: false,
             }),
             write_zeroes: writable(flag::WRITE_ZEROES),
-            data_access: DataAccess::FdToFd,
+            data_access: match self.shared.options.tls {
+                None => DataAccess::FdToFd,
+                Some(_) => DataAccess::Bytes,
+            },
             ..Capabilities::new(export.size)
         }
     }

@@ -6,6 +6,7 @@ use tcmu_handler::{Config, Error, ErrorKind, Result};
 
 use crate::address::Address;
 use crate::protocol::MAX_STRING;
+use crate::tls::Tls;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) address: Address,
     /// The export's name; the server's default export has none.
     pub(crate) export: String,
+    /// All is encrypted so, if it is.
+    pub(crate) tls: Option<Tls>,
     /// How many connections there are, from 1 on.
     pub(crate) connections: usize,
     /// How long connecting may take, with the handshake.
@@ -40,12 +43,16 @@ impl Options {
             "reconnect",
             "server_cache",
             "readonly",
+            "tls",
+            "tls_certificates",
+            "tls_hostname",
         ])?;
-        let (address, named) = Address::parse(config.target())?;
+        let (address, wish) = Address::parse(config.target())?;
         if let Address::Unix(path) = &address {
             config.check_path(path)?;
         }
-        let export = match (named, config.option("export")) {
+        let tls = Tls::of(config, &address, &wish)?;
+        let export = match (wish.export, config.option("export")) {
             (Some(_), Some(_)) => {
                 return Err(invalid("the URI and the option export both name an export"));
             }
@@ -66,17 +73,20 @@ impl Options {
                 )));
             }
         };
-        let seconds = |key, default, least, most| {
-            number(config, key, default, least, most).map(Duration::from_secs)
+        let seconds = |key, default, range| {
+            let number = config.number(key, range)?;
+            Ok::<_, Error>(Duration::from_secs(number.unwrap_or(default)))
         };
-        let timeout = seconds("timeout", 60, 0, 3600)?;
+        let timeout = seconds("timeout", 60, 0..=3600)?;
+        let connections = config.number("connections", 1..=MAX_CONNECTIONS)?;
         Ok(Self {
             address,
             export,
-            connections: number(config, "connections", 1, 1, MAX_CONNECTIONS)? as usize,
-            connect_timeout: seconds("connect_timeout", 10, 1, 300)?,
+            tls,
+            connections: connections.unwrap_or(1) as usize,
+            connect_timeout: seconds("connect_timeout", 10, 1..=300)?,
             timeout: (timeout > Duration::ZERO).then_some(timeout),
-            reconnect: seconds("reconnect", 60, 0, 86400)?,
+            reconnect: seconds("reconnect", 60, 0..=86400)?,
             durable_cache,
             read_only: config.switch("readonly")?.unwrap_or(false),
         })
@@ -85,20 +95,6 @@ impl Options {
 
 fn invalid(context: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidConfig, context)
-}
-
-fn number(config: &Config, key: &str, default: u64, least: u64, most: u64) -> Result<u64> {
-    let Some(text) = config.option(key) else {
-        return Ok(default);
-    };
-    let value = text.parse().ok();
-    value
-        .filter(|value| (least..=most).contains(value))
-        .ok_or_else(|| {
-            invalid(format!(
-                "the option {key} is a number from {least} to {most}, not \"{text}\""
-            ))
-        })
 }
 
 #[cfg(test)]
@@ -117,6 +113,7 @@ mod tests {
             Options {
                 address: Address::Unix("/run/x".into()),
                 export: String::new(),
+                tls: None,
                 connections: 1,
                 connect_timeout: Duration::from_secs(10),
                 timeout: Some(Duration::from_secs(60)),
@@ -125,6 +122,7 @@ mod tests {
                 read_only: false,
             }
         );
+        assert_eq!(of("unix:/run/x;tls=off").unwrap(), plain);
         let all = "unix:/run/x;export=a b;connections=4;connect_timeout=3;timeout=0;reconnect=0;\
                    server_cache=durable;readonly=on";
         assert_eq!(
@@ -144,9 +142,31 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_asked_for_in_several_ways() {
+        let tls = |config: &str| of(config).unwrap().tls.unwrap();
+        let by_options = tls("host;tls=require;tls_certificates=/pki");
+        assert_eq!(tls("nbds://host/;tls_certificates=/pki"), by_options);
+        assert_eq!(tls("nbds://host/?tls-certificates=/pki"), by_options);
+        let name = ";tls_hostname=host";
+        let elsewhere = format!("unix:/x;tls=require;tls_certificates=/pki{name}");
+        assert_eq!(tls(&elsewhere), by_options);
+        assert_ne!(tls("other;tls=require;tls_certificates=/pki"), by_options);
+        let address = "[::1]:99;tls=require;tls_certificates=/pki";
+        assert_ne!(tls(address), by_options);
+    }
+
+    #[test]
     fn refuses_everything_else() {
         for config in [
-            "unix:/x;tls=on",
+            "host;tls=on;tls_certificates=/pki",
+            "host;tls=require",
+            "host;tls=require;tls_certificates=pki",
+            "host;tls_certificates=/pki",
+            "host;tls=off;tls_hostname=host",
+            "a_b%;tls=require;tls_certificates=/pki",
+            "unix:/x;tls=require;tls_certificates=/pki",
+            "nbds://host/;tls=off;tls_certificates=/pki",
+            "nbds://host/?tls-certificates=/pki;tls_certificates=/pki",
             "unix:/x;connections=0",
             "unix:/x;connections=17",
             "unix:/x;timeout=-1",
@@ -160,7 +180,7 @@ mod tests {
             let error = of(config).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{config}: {error}");
         }
-        let error = of("unix:/x;tls=on").unwrap_err();
-        assert!(error.to_string().contains("\"tls\""), "{error}");
+        let error = of("unix:/x;speed=11").unwrap_err();
+        assert!(error.to_string().contains("\"speed\""), "{error}");
     }
 }

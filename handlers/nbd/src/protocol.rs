@@ -27,6 +27,7 @@ pub(crate) mod handshake {
 
 /// Options that a client may send.
 pub(crate) mod option {
+    pub(crate) const START_TLS: u32 = 5;
     pub(crate) const GO: u32 = 7;
     pub(crate) const STRUCTURED_REPLY: u32 = 8;
     pub(crate) const SET_META_CONTEXT: u32 = 10;

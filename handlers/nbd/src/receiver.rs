@@ -136,6 +136,33 @@ impl Receiver {
         self.end = (self.end + count - direct).min(INBOX);
     }
 
+    /// Takes bytes of the stream that were received in another way.
+    pub(crate) fn take(
+        &mut self,
+        slots: &mut Slots,
+        changes: &Cell<u64>,
+        mut bytes: &[u8],
+    ) -> Result<Progress, Malformed> {
+        while !bytes.is_empty() {
+            self.prepare(slots);
+            let (parts, _) = self.parts(slots);
+            let mut stored = 0;
+            for part in parts {
+                stored += part.copy_from(0, &bytes[stored..]);
+            }
+            if stored == 0 {
+                return Err(Malformed("more than there is room for"));
+            }
+            self.received(stored);
+            bytes = &bytes[stored..];
+            match self.advance(slots, changes)? {
+                Progress::More => {}
+                Progress::ShutDown => return Ok(Progress::ShutDown),
+            }
+        }
+        Ok(Progress::More)
+    }
+
     /// Follows the stream as far as it has come.
     pub(crate) fn advance(
         &mut self,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tcmu_handler::testing::{HeapMemory, buffer};
 use tcmu_handler::{Memory, OwnedBuffer, Segment};
 
-use crate::handshake::negotiate;
+use crate::handshake::{greet, negotiate};
 use crate::receiver::{INBOX, Progress, Receiver};
 use crate::request::{Command, Request};
 use crate::slots::Slots;
@@ -37,7 +37,9 @@ pub fn handshake(bytes: &[u8]) {
             Ok(())
         }
     }
-    if let Ok(session) = negotiate(&mut Server(bytes), "export") {
+    let mut server = Server(bytes);
+    let session = greet(&mut server).and_then(|()| negotiate(&mut server, "export"));
+    if let Ok(session) = session {
         let export = session.export;
         assert!(export.block_size.is_power_of_two() && export.block_size >= 512);
         assert!(export.max_payload >= export.block_size);

@@ -6,6 +6,7 @@ mod outages;
 mod real;
 mod replies;
 mod server;
+mod tls;
 mod workload;
 
 use std::path::Path;

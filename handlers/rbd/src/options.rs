@@ -17,6 +17,9 @@ rbd/POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]: an image of a Ceph cluster; needs librbd1
 
 const KNOWN: &[&str] = &["conf", "id", "osd_op_timeout", "lock", "readonly"];
 
+/// In seconds. Ceph's own default, no limit, would let requests hang for ever.
+const DEFAULT_LIMIT: u64 = 30;
+
 /// targetcli's D-Bus calls give up after 25 s.
 const LONGEST_CONNECT: Duration = Duration::from_secs(10);
 
@@ -85,6 +88,7 @@ impl Options {
             Some("open") => LockPolicy::OnOpen,
             Some(other) => return Err(invalid(format!("lock is write or open, not \"{other}\""))),
         };
+        let seconds = config.number("osd_op_timeout", 1..=3600)?;
         let read_only = config.switch("readonly")?.unwrap_or(false) || snapshot.is_some();
         if read_only && lock == LockPolicy::OnOpen {
             return Err(invalid(
@@ -98,7 +102,7 @@ impl Options {
             snapshot: snapshot.map(c_string).transpose()?,
             conf: conf.map(Path::to_owned),
             user: user.transpose()?,
-            operation_limit: operation_limit(config.option("osd_op_timeout"))?,
+            operation_limit: Duration::from_secs(seconds.unwrap_or(DEFAULT_LIMIT)),
             lock,
             read_only,
         })
@@ -129,19 +133,6 @@ impl Options {
             Some(snapshot) => format!("{name}@{}", snapshot.to_string_lossy()),
             None => name,
         }
-    }
-}
-
-/// Ceph's own default, no limit, would let requests hang for ever.
-fn operation_limit(text: Option<&str>) -> Result<Duration> {
-    let Some(text) = text else {
-        return Ok(Duration::from_secs(30));
-    };
-    match text.parse() {
-        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
-        _ => Err(invalid(format!(
-            "osd_op_timeout is a number of seconds from 1 to 3600, not \"{text}\""
-        ))),
     }
 }
 

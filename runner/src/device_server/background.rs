@@ -4,13 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
-use tcmu_handler::{Backstore, Error, ErrorKind, Extent, Io, OwnedBuffer, WriteFlags, ZeroFlags};
+use tcmu_handler::{
+    Backstore, Error, ErrorKind, Extent, Io, OwnedBuffer, WriteFlags, ZeroFlags, yield_now,
+};
 
 use super::LogicalUnit;
 use super::operation::{Operation, Run, Stage};
 use super::reply::{Answer, Response};
 use super::unit::Unit;
-use super::yielding::yield_now;
 
 /// The memory in bytes that patterns are written from, unless a block is larger.
 const WRITE_PIECE: u64 = 1 << 20;

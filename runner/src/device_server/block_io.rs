@@ -90,6 +90,19 @@ impl Unit {
         Ok(extent)
     }
 
+    /// The range of a command that transfers all of it out of `data`.
+    pub(super) fn data_out(
+        &self,
+        command: &BlockCommand,
+        data: Buffer<'_>,
+    ) -> Result<Extent, Sense> {
+        let extent = self.transfer(command)?;
+        match data.len() as u64 == extent.len {
+            true => Ok(extent),
+            false => Err(length_mismatch()),
+        }
+    }
+
     /// MAXIMUM TRANSFER LENGTH (SBC-3, 6.6.3).
     pub(super) fn check_transfer(&self, command: &BlockCommand) -> Result<(), Sense> {
         match self.max_transfer_blocks() {
@@ -138,10 +151,7 @@ impl<B: Backstore> LogicalUnit<B> {
     /// WRITE (6), (10), (12), (16) and (32): SBC-3, 5.28 to 5.32.
     pub(super) async fn write(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
-        let extent = self.unit.transfer(&command)?;
-        if data.len() as u64 != extent.len {
-            return Err(length_mismatch().into());
-        }
+        let extent = self.unit.data_out(&command, data)?;
         if extent.len == 0 {
             return Ok(Response::GOOD);
         }

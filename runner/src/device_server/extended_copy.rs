@@ -14,7 +14,7 @@ use std::rc::Rc;
 use tcmu::scsi::copy::ExtendedCopy;
 use tcmu::scsi::inquiry::DIRECT_ACCESS_BLOCK_DEVICE;
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey, Status};
-use tcmu_handler::{Backstore, Buffer, Io, OwnedBuffer};
+use tcmu_handler::{Backstore, Buffer, Io, OwnedBuffer, yield_now};
 
 use super::LogicalUnit;
 use super::copy_list::{CopyList, Cscd, CscdId, MAX_LIST_LEN, Segment};
@@ -23,7 +23,6 @@ use super::logical_unit::parse;
 use super::neighbours::{CopyEnd, CopyFailure, CopyReply, CopyRequest, CopyResult, Neighbour};
 use super::reply::{Answer, Failure, Response};
 use super::unmap::parameter_list;
-use super::yielding::yield_now;
 
 /// MAXIMUM SEGMENT LENGTH in bytes.
 pub(super) const MAX_SEGMENT_LEN: u32 = 256 << 20;

@@ -69,7 +69,6 @@ mod verify;
 mod vpd;
 mod write_atomic;
 mod write_same;
-mod yielding;
 
 pub use geometry::Geometry;
 pub use identity::Identity;

@@ -1,12 +1,11 @@
 //! ORWRITE (16): SBC-3, 5.8.
 
-use tcmu_handler::{Backstore, Buffer, Io, WriteFlags};
+use tcmu_handler::{Backstore, Buffer, Io, WriteFlags, yield_now};
 
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Response};
 use super::scratch::pieces;
-use super::yielding::yield_now;
 
 /// How many bytes are combined at a time: they are copied to the stack for that.
 const COMBINED_AT_ONCE: usize = 4096;
@@ -14,10 +13,7 @@ const COMBINED_AT_ONCE: usize = 4096;
 impl<B: Backstore> LogicalUnit<B> {
     pub(super) async fn or_write(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
-        let extent = self.unit.transfer(&command)?;
-        if data.len() as u64 != extent.len {
-            return Err(length_mismatch().into());
-        }
+        let extent = self.unit.data_out(&command, data)?;
         if extent.len == 0 {
             return Ok(Response::GOOD);
         }

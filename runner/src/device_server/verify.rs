@@ -1,13 +1,12 @@
 //! VERIFY and WRITE AND VERIFY: SBC-3, 5.26 to 5.29 and 5.36 to 5.39.
 
 use tcmu::scsi::{AdditionalSense, Sense, SenseKey};
-use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io};
+use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io, yield_now};
 
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Failure, Response};
 use super::scratch::{Piece, pieces};
-use super::yielding::yield_now;
 
 /// BYTCHK, in the flags of a command.
 const BYTCHK: u8 = 0x06;
@@ -96,10 +95,7 @@ impl<B: Backstore> LogicalUnit<B> {
     /// WRITE AND VERIFY (10), (12), (16) and (32).
     pub(super) async fn write_and_verify(&self, io: &Io, cdb: &[u8], data: Buffer<'_>) -> Answer {
         let command = BlockCommand::new(cdb)?;
-        let extent = self.unit.transfer(&command)?;
-        if data.len() as u64 != extent.len {
-            return Err(length_mismatch().into());
-        }
+        let extent = self.unit.data_out(&command, data)?;
         if extent.len == 0 {
             return Ok(Response::GOOD);
         }

@@ -1,13 +1,14 @@
 //! WRITE SAME (10), (16) and (32): SBC-3, 5.42 to 5.44.
 
 use tcmu::scsi::Sense;
-use tcmu_handler::{Backstore, Buffer, Error, ErrorKind, Extent, Io, WriteFlags, ZeroFlags};
+use tcmu_handler::{
+    Backstore, Buffer, Error, ErrorKind, Extent, Io, WriteFlags, ZeroFlags, yield_now,
+};
 
 use super::LogicalUnit;
 use super::block_io::{BlockCommand, length_mismatch};
 use super::reply::{Answer, Failure, Response};
 use super::unit::Unit;
-use super::yielding::yield_now;
 
 /// UNMAP: the blocks may be unmapped if they then read as the pattern.
 const UNMAP: u8 = 0x08;

@@ -1,45 +1,17 @@
 //! Reads and writes allocate nothing once the LUN has warmed up.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use tcmu::mock::Config;
+use tcmu_allocations::{Counting, allocations};
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_qcow::QcowHandler;
+use tcmu_nbd_servers::Server;
 
 use crate::external::Foreign;
 use crate::lun::{BLOCK, Lun, SIZE, image, pattern};
-use crate::nbd::Nbdkit;
-
-/// Counts the allocations of threads that ask for it.
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
-}
-
-// SAFETY: everything is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.set(COUNT.get().map(|count| count + 1));
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above; `pointer` came from there.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use crate::nbd::open;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> usize {
-    COUNT.set(Some(0));
-    work();
-    COUNT.replace(None).unwrap_or(0)
-}
 
 #[test]
 fn the_count_counts() {
@@ -73,8 +45,8 @@ fn what_a_library_reads_and_writes_allocates_nothing() {
 
 #[test]
 fn reads_and_writes_of_an_nbd_export_allocate_nothing() {
-    let server = Nbdkit::start();
-    check(server.open(""));
+    let server = Server::nbdkit_on_a_file(&[], SIZE);
+    check(open(&server, ""));
 }
 
 fn check(backstore: impl Backstore) {

@@ -1,20 +1,16 @@
 //! LUNs on the exports of a real NBD server: its connections on io_uring.
 
-use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::TestRunner;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tcmu::ring::TmrKind;
 use tcmu::scsi::Status;
 use tcmu_handler::{Handler, OpenRequest};
 use tcmu_handler_nbd::{NbdHandler, NbdImage};
-use tempfile::TempDir;
+use tcmu_nbd_servers::{Authority, Server, Subject};
 
 use crate::faults::sense_key;
 use crate::lun::{BLOCK, Lun, SIZE, pattern};
@@ -24,84 +20,16 @@ const GOOD: u8 = Status::Good.code();
 const CHECK_CONDITION: u8 = Status::CheckCondition.code();
 const ABORTED_COMMAND: u8 = 0xb;
 
-/// nbdkit on a file, which outlives it; killed when it is dropped.
-pub(crate) struct Nbdkit {
-    folder: TempDir,
-    child: Child,
-}
-
-impl Nbdkit {
-    pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = fs::File::create(folder.path().join("image")).unwrap();
-        image.set_len(SIZE).unwrap();
-        let child = launch(folder.path());
-        let server = Self { folder, child };
-        while UnixStream::connect(server.socket()).is_err() {
-            thread::sleep(Duration::from_millis(5));
-        }
-        server
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
-    }
-
-    pub(crate) fn open(&self, options: &str) -> NbdImage {
-        let request = OpenRequest {
-            config: format!("unix:{}{options}", self.socket().display())
-                .parse()
-                .unwrap(),
-            size: SIZE,
-            block_size: BLOCK as u32,
-        };
-        NbdHandler.open(&request).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Stops it. Its threads may still answer for a moment after the signal was sent.
-    fn stop(&self) {
-        self.signal(Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let is_stopped = |task: fs::DirEntry| {
-            let state = fs::read_to_string(task.path().join("stat")).unwrap();
-            state.rsplit(')').next().unwrap().starts_with(" T")
-        };
-        while !fs::read_dir(&tasks).unwrap().flatten().all(is_stopped) {
-            thread::yield_now();
-        }
-    }
-
-    /// Kills it, and starts it again after this time.
-    fn replace(&mut self, after: Duration) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        fs::remove_file(self.socket()).unwrap();
-        thread::sleep(after);
-        self.child = launch(self.folder.path());
-    }
-}
-
-impl Drop for Nbdkit {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn launch(folder: &Path) -> Child {
-    let mut command = Command::new("nbdkit");
-    // With more threads, nbdkit 1.32 now and then ends by an assertion when a client leaves.
-    command.args(["-f", "--threads=1", "-U"]);
-    command.arg(folder.join("socket"));
-    command.arg("file").arg(folder.join("image"));
-    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("nbdkit cannot run (of its Debian package): {error}"))
+/// Opens the export of a server that serves a file of the LUN's size.
+pub(crate) fn open(server: &Server, options: &str) -> NbdImage {
+    let request = OpenRequest {
+        config: format!("unix:{}{options}", server.path().display())
+            .parse()
+            .unwrap(),
+        size: SIZE,
+        block_size: BLOCK as u32,
+    };
+    NbdHandler.open(&request).unwrap()
 }
 
 #[test]
@@ -112,18 +40,31 @@ fn an_export_is_a_disk_whatever_runs_together() {
         ..ProptestConfig::default()
     });
     let outcome = runner.run(&batches(), |batches| {
-        let server = Nbdkit::start();
-        run(server.open(""), &batches)?;
-        let server = Nbdkit::start();
-        run(server.open(";connections=3"), &batches)
+        let server = Server::nbdkit_on_a_file(&[], SIZE);
+        run(open(&server, ""), &batches)?;
+        let server = Server::nbdkit_on_a_file(&[], SIZE);
+        run(open(&server, ";connections=3"), &batches)
     });
     outcome.unwrap();
 }
 
 #[test]
 fn commands_wait_for_a_server_that_is_killed() {
-    let mut server = Nbdkit::start();
-    let mut lun = Lun::new(server.open(";server_cache=durable;reconnect=3600;timeout=0"));
+    write_while_killed(Server::nbdkit_on_a_file(&[], SIZE), "");
+}
+
+#[test]
+fn commands_wait_for_a_server_with_tls_as_well() {
+    let pki = Authority::new().folder(&[Subject::Server("server.test")]);
+    let pki = pki.path().display();
+    let words = ["--tls=require", &format!("--tls-certificates={pki}")];
+    let options = format!(";tls=require;tls_certificates={pki};tls_hostname=server.test");
+    write_while_killed(Server::nbdkit_on_a_file(&words, SIZE), &options);
+}
+
+fn write_while_killed(mut server: Server, options: &str) {
+    let options = format!(";server_cache=durable;reconnect=3600;timeout=0{options}");
+    let mut lun = Lun::new(open(&server, &options));
     // Long and short ones, so that some are in flight in part.
     let blocks = |number: u32| if number.is_multiple_of(4) { 700 } else { 8 };
     for round in 0..4u64 {
@@ -134,7 +75,9 @@ fn commands_wait_for_a_server_that_is_killed() {
         }
         // Some are sent, some are not.
         lun.turn(false);
-        server.replace(Duration::from_millis(60 * round));
+        server.kill();
+        thread::sleep(Duration::from_millis(60 * round));
+        server.restart();
         for tag in tags {
             assert_eq!(lun.wait(tag).status, GOOD);
         }
@@ -154,8 +97,8 @@ fn commands_wait_for_a_server_that_is_killed() {
 
 #[test]
 fn a_server_that_hangs_makes_commands_fail_for_now() {
-    let server = Nbdkit::start();
-    let mut lun = Lun::new(server.open(";timeout=1"));
+    let server = Server::nbdkit_on_a_file(&[], SIZE);
+    let mut lun = Lun::new(open(&server, ";timeout=1"));
     server.stop();
     let tags = [lun.read(0, 8), lun.write(8, &[1; BLOCK])];
     for tag in tags {
@@ -178,8 +121,8 @@ fn a_server_that_hangs_makes_commands_fail_for_now() {
 
 #[test]
 fn an_abort_of_one_command_leaves_the_others_their_connection() {
-    let server = Nbdkit::start();
-    let mut lun = Lun::new(server.open(""));
+    let server = Server::nbdkit_on_a_file(&[], SIZE);
+    let mut lun = Lun::new(open(&server, ""));
     server.stop();
     // The first one drives the connection for both.
     let tags = [lun.read(0, 8), lun.read(8, 8)];

@@ -1,137 +1,24 @@
 //! Real servers: nbdkit and qemu-nbd.
 
 use std::fs;
-use std::io::Read;
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tcmu_handler::testing::{Contract, Disk, Image, block_on, io, steps};
 use tcmu_handler::{Backstore, ErrorKind, Extent, Handler, OpenRequest, contract_tests};
-use tempfile::TempDir;
+use tcmu_nbd_servers::{Server, launch};
 
 use super::workload::{Workload, run};
 use super::{open, read, until_answered, write};
 use crate::NbdHandler;
 
 const MIB: u64 = 1 << 20;
-
-/// A server behind a Unix socket, until it is dropped.
-struct Server {
-    folder: TempDir,
-    program: &'static str,
-    words: Vec<String>,
-    child: Child,
-}
-
-impl Server {
-    /// One thread for each connection: with more, nbdkit 1.32 now and then ends by an assertion of its
-    /// own (`raw_send_socket`) when a client leaves. qemu-nbd answers in parallel.
-    fn nbdkit(words: &[&str]) -> Self {
-        Self::start("nbdkit", words, |folder| {
-            ["-f", "--threads=1", "-U", &socket(folder)]
-                .map(str::to_owned)
-                .to_vec()
-        })
-    }
-
-    fn qemu(words: &[&str]) -> Self {
-        Self::start("qemu-nbd", words, |folder| {
-            vec!["--persistent".to_owned(), "-k".to_owned(), socket(folder)]
-        })
-    }
-
-    /// Starts a program with these words; in them, `@` is the folder.
-    fn start(
-        program: &'static str,
-        words: &[&str],
-        place: impl FnOnce(&Path) -> Vec<String>,
-    ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut all = place(folder.path());
-        let here = folder.path().to_str().unwrap();
-        all.extend(words.iter().map(|word| word.replace('@', here)));
-        let child = launch(program, &all);
-        let server = Self {
-            folder,
-            program,
-            words: all,
-            child,
-        };
-        server.wait();
-        server
-    }
-
-    fn path(&self) -> PathBuf {
-        socket(self.folder.path()).into()
-    }
-
-    /// Waits until somebody greets.
-    fn wait(&self) {
-        let greets = || UnixStream::connect(self.path())?.read_exact(&mut [0; 8]);
-        while greets().is_err() {
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Kills the server at once.
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        // Nobody could listen there otherwise.
-        let _ = fs::remove_file(self.path());
-    }
-
-    fn restart(&mut self) {
-        self.child = launch(self.program, &self.words);
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).unwrap();
-    }
-
-    /// Stops the server. Its threads may still answer for a moment after the signal was sent.
-    fn stop(&self) {
-        self.signal(Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let is_stopped = |task: fs::DirEntry| {
-            let state = fs::read_to_string(task.path().join("stat")).unwrap();
-            state.rsplit(')').next().unwrap().starts_with(" T")
-        };
-        while !fs::read_dir(&tasks).unwrap().flatten().all(is_stopped) {
-            thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn socket(folder: &Path) -> String {
-    folder.join("socket").to_str().unwrap().to_owned()
-}
-
-fn launch(program: &str, words: &[String]) -> Child {
-    let mut command = Command::new(program);
-    command
-        .args(words)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program} cannot run (of its Debian package): {error}"))
-}
 
 fn qemu_img(words: &[&str]) {
     let output = Command::new("qemu-img").args(words).output();
@@ -152,7 +39,7 @@ fn contract(words: &'static [&'static str], options: &'static str) -> Contract<N
 contract_tests!(contract: contract(&[], ""));
 contract_tests!(contract_with_simple_replies: contract(&["--no-sr"], ";connections=3"));
 
-const WORKLOAD: Workload = Workload {
+pub(super) const WORKLOAD: Workload = Workload {
     seed: 7,
     depth: 32,
     requests: 40,
@@ -161,7 +48,7 @@ const WORKLOAD: Workload = Workload {
 };
 
 /// Everything that an image can do, one after the other, and then many at once.
-fn try_out(server: &Server, options: &str) {
+pub(super) fn try_out(server: &Server, options: &str) {
     let image = open(&server.path(), options, 16 * MIB).unwrap();
     // An engine that goes with an operation under way takes the connection along.
     let io = io();
@@ -349,7 +236,8 @@ fn no_write_is_lost_when_servers_are_killed_and_come_again() {
     no_write_is_lost(nbdkit, &format!("{options};connections=3"));
 }
 
-fn no_write_is_lost(mut server: Server, options: &str) {
+/// Kills and restarts the server now and then, while an image on it is in use.
+pub(super) fn no_write_is_lost(mut server: Server, options: &str) {
     let image = open(&server.path(), options, 16 * MIB).unwrap();
     thread::scope(|scope| {
         let killer = scope.spawn(move || {

@@ -1,13 +1,14 @@
 //! Requests allocate nothing here once as many have been under way as ever are; what librbd allocates for
 //! itself does not go through Rust's allocator.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
 
 use anyhow::ensure;
 use futures_util::future::join_all;
+use tcmu_allocations::{Counting, allocations};
 use tcmu_ceph::Cluster;
 use tcmu_handler::testing::{block_on, buffer};
 use tcmu_handler::{Backstore, WriteFlags};
@@ -17,27 +18,6 @@ use crate::image::{KIB, MIB, Opened, open};
 
 pub(crate) const TESTS: &[(&str, Test)] = &[("requests_allocate_nothing", nothing)];
 
-/// Counts the allocations of a thread that asks for it.
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
-}
-
-// SAFETY: everything is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.set(COUNT.get().map(|count| count + 1));
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above; `pointer` came from there.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
@@ -45,9 +25,9 @@ static ALLOCATOR: Counting = Counting;
 async fn counted<F: Future>(future: F, sum: &Cell<usize>) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|context| {
-        COUNT.set(Some(0));
-        let result = future.as_mut().poll(context);
-        sum.set(sum.get() + COUNT.replace(None).unwrap_or_default());
+        let mut result = Poll::Pending;
+        let count = allocations(|| result = future.as_mut().poll(context));
+        sum.set(sum.get() + count);
         result
     })
     .await

@@ -2,10 +2,9 @@
 //!
 //! Needs Ceph's programs (Debian's ceph-mon, ceph-osd and ceph-common; `cargo xtask test` installs them)
 //! and librbd1. Without them, the tests are skipped.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-#[allow(unsafe_code, reason = "an allocator that counts")]
 mod allocations;
 mod contract;
 mod data;
