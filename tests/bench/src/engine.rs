@@ -12,13 +12,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tcmu::mock::{Config, Data, MockKernel};
 use tcmu_handler::{Handler, OpenRequest};
 use tcmu_handler_qcow::QcowHandler;
 use tcmu_runner::LocalReactor;
 use tcmu_runner::device_server::{Geometry, Identity};
 
+use crate::command::output;
 use crate::host::require;
 use crate::stats::Spread;
 
@@ -107,7 +108,7 @@ fn prepare(work: Work, image: &Path) -> Result<()> {
         }
         fs::remove_file(image).context("the image of the round before")?;
     }
-    qemu_img(
+    output(
         Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-o"])
             .arg(format!("preallocation={preallocation}"))
@@ -115,20 +116,6 @@ fn prepare(work: Work, image: &Path) -> Result<()> {
             .arg(size),
     )
     .map(drop)
-}
-
-fn qemu_img(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?}: {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Requests per second of `qemu-img bench`.
@@ -142,7 +129,7 @@ fn measure_qemu(work: Work, image: &Path) -> Result<f64> {
     if work != Work::Read {
         command.arg("-w");
     }
-    let said = qemu_img(command.arg(image))?;
+    let said = output(command.arg(image))?;
     let seconds = seconds(&said).with_context(|| format!("qemu-img bench says {said:?}"))?;
     Ok(CLUSTERS as f64 / seconds)
 }

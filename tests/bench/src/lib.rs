@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod command;
 pub mod crash;
 pub mod engine;
 pub mod fio;

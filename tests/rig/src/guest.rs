@@ -305,9 +305,10 @@ impl Results {
         }
     }
 
-    pub(crate) fn keep(self) -> Self {
+    /// Keeps what somebody will want to read after such an end.
+    pub(crate) fn after(self, end: &End) -> Self {
         match self {
-            Results::Temporary(dir) => Results::Kept(dir.keep()),
+            Results::Temporary(dir) if *end != End::Exited(0) => Results::Kept(dir.keep()),
             other => other,
         }
     }

@@ -63,17 +63,12 @@ pub(crate) fn run(mut guest: Guest<'_>, order: &Order, results: Results) -> Resu
         Some(code) => End::Exited(code),
         None => End::Signaled(std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or(0)),
     };
-    let results = if end == End::Exited(0) {
-        results
-    } else {
-        results.keep()
-    };
     Ok(Outcome {
-        end,
         kernel_release: Some(kernel_release()),
         duration: started.elapsed(),
         kernel_complaints: Vec::new(),
-        results,
+        results: results.after(&end),
+        end,
     })
 }
 

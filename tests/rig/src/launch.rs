@@ -236,17 +236,12 @@ fn boot(
             }
         },
     };
-    let results = if end == End::Exited(0) {
-        results
-    } else {
-        results.keep()
-    };
     Ok(Outcome {
-        end,
         kernel_release: report.map(|r| r.kernel_release),
         duration,
         kernel_complaints: console.complaints,
-        results,
+        results: results.after(&end),
+        end,
     })
 }
 

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use crate::command::output;
 use crate::plan::Peer;
 
 /// Only the rbd handler needs it, and that one is not measured.
@@ -28,13 +29,15 @@ pub fn fetch() -> Result<Peer> {
     let packages = missing_packages()?;
     fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
     let downloads = tempfile::tempdir().context("temporary folder")?;
-    run(Command::new("apt-get")
-        .args(["--quiet", "download"])
-        .args(&packages)
-        .current_dir(downloads.path()))?;
+    output(
+        Command::new("apt-get")
+            .args(["--quiet", "download"])
+            .args(&packages)
+            .current_dir(downloads.path()),
+    )?;
     for package in fs::read_dir(downloads.path()).context("the downloads")? {
         let package = package.context("the downloads")?.path();
-        run(Command::new("dpkg").arg("-x").arg(&package).arg(&root))?;
+        output(Command::new("dpkg").arg("-x").arg(&package).arg(&root))?;
     }
     let peer = Peer { version, root };
     // A folder with the one handler keeps tcmu-runner from loading those that need more libraries.
@@ -91,7 +94,7 @@ fn cache() -> Result<PathBuf> {
 }
 
 fn candidate_version() -> Result<String> {
-    let policy = run(Command::new("apt-cache").args(["policy", "tcmu-runner"]))?;
+    let policy = output(Command::new("apt-cache").args(["policy", "tcmu-runner"]))?;
     policy
         .lines()
         .find_map(|line| line.trim().strip_prefix("Candidate: "))
@@ -108,7 +111,7 @@ fn missing_packages() -> Result<Vec<String>> {
         if !missing.insert(package.clone()) {
             continue;
         }
-        let listing = run(Command::new("apt-cache").args([
+        let listing = output(Command::new("apt-cache").args([
             "depends",
             "--no-pre-depends",
             "--no-recommends",
@@ -137,22 +140,8 @@ fn dependencies(listing: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_installed(package: &str) -> bool {
-    run(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
+    output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
         .is_ok_and(|status| status == "installed")
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?}: {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]
