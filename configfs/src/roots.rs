@@ -19,6 +19,8 @@ pub struct Roots {
     pub(crate) handlers_file: PathBuf,
     pub(crate) machine_id: PathBuf,
     pub(crate) modules: PathBuf,
+    pub(crate) boot: PathBuf,
+    pub(crate) bus_policies: [PathBuf; 2],
     system: bool,
 }
 
@@ -44,6 +46,8 @@ impl Roots {
             handlers_file: folder.join(crate::daemon::HANDLERS_FILE.trim_start_matches('/')),
             machine_id: folder.join("etc/machine-id"),
             modules: folder.join("lib/modules"),
+            boot: folder.join("boot"),
+            bus_policies: crate::doctor::policies(folder),
             system: false,
         }
     }

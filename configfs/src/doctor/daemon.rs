@@ -20,6 +20,7 @@ impl Tree {
         if let Some(pid) = ours {
             findings.extend(self.examine_limits(pid));
         }
+        self.examine_bus(ours, findings);
         self.examine_remains(ours, findings)
     }
 

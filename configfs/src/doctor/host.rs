@@ -2,7 +2,7 @@
 
 use rustix::fs::statvfs;
 
-use super::Finding;
+use super::{Finding, OTHER_KERNEL};
 use crate::size::show_size;
 use crate::tree::Tree;
 
@@ -11,6 +11,10 @@ const TIGHT: u64 = 16 << 20;
 
 /// Below this, the next table may find no room.
 const FULL: u64 = 2 << 20;
+
+/// The kernel that io_uring can be switched off in. Where the switch is missing since then, so is
+/// io_uring.
+const SWITCH: (u32, u32) = (6, 6);
 
 impl Tree {
     pub(super) fn examine_host(&self, findings: &mut Vec<Finding>) {
@@ -23,7 +27,11 @@ impl Tree {
         let finding = |what| Finding::ok("io_uring", "", what);
         let mend = "sysctl -w kernel.io_uring_disabled=0   # and in /etc/sysctl.d";
         match self.read_if_any(&path).as_deref() {
-            // Before Linux 6.6 it cannot be switched off.
+            None if self.kernel_version() >= SWITCH => finding("missing").broken(
+                "the kernel was built without it; the daemon does all its I/O through it and cannot \
+                 start",
+                OTHER_KERNEL,
+            ),
             None | Some("0") => finding("enabled"),
             Some("1") => finding("for the privileged only (kernel.io_uring_disabled = 1)").broken(
                 "the unit of tcmu-runner has no CAP_SYS_ADMIN, so the daemon cannot start",

@@ -34,6 +34,7 @@ enum Module {
 impl Tree {
     pub(super) fn examine_kernel(&self, findings: &mut Vec<Finding>) {
         findings.push(self.examine_version());
+        self.examine_options(&self.kernel_release(), findings);
         let tcmu = self.module("target_core_user", &self.roots.tcmu_parameter(""));
         let finding = |what| Finding::ok("module", "target_core_user", what);
         findings.push(match tcmu {
@@ -73,17 +74,22 @@ impl Tree {
 
     fn examine_version(&self) -> Finding {
         let release = self.kernel_release();
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-        let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
-        let version = (number().unwrap_or(0), number().unwrap_or(0));
         let finding = Finding::ok("kernel", "", format!("Linux {release}"));
-        if version < OLDEST {
+        if self.kernel_version() < OLDEST {
             return finding.broken(
                 format!("tcmu-runner needs Linux {}.{} or later", OLDEST.0, OLDEST.1),
                 "apt install linux-image-amd64   # of a newer release, then reboot",
             );
         }
         finding
+    }
+
+    /// The first two numbers of the kernel's release; zeroes if it is not known.
+    pub(super) fn kernel_version(&self) -> (u32, u32) {
+        let release = self.kernel_release();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+        (number().unwrap_or(0), number().unwrap_or(0))
     }
 
     fn kernel_release(&self) -> String {

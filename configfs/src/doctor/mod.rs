@@ -1,15 +1,22 @@
 //! What on this machine would stop TCMU, or slow it down, and how to mend it.
 
+mod bus;
 mod daemon;
 mod disks;
 mod host;
 mod kernel;
 mod luns;
+mod options;
+
+pub(crate) use self::bus::policies;
 
 use serde::Serialize;
 
 use crate::error::Result;
 use crate::tree::Tree;
+
+/// How to get a kernel that was built with everything.
+const OTHER_KERNEL: &str = "apt install linux-image-amd64   # not a cloud kernel, then reboot";
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -143,6 +143,26 @@ fn each_fault_is_found_and_can_be_mended() {
             "limits",
             Slow,
         ),
+        (
+            "etc/dbus-1/system.d/tcmu-runner.conf".to_owned(),
+            r#"<policy context="default"><allow send_interface="org.kernel.TCMUService1"/></policy>"#,
+            "dbus policy",
+            Slow,
+        ),
+        (
+            "boot/config-6.12.3-amd64".to_owned(),
+            "CONFIG_UIO=m\nCONFIG_INOTIFY_USER=y\nCONFIG_SECCOMP_FILTER=y\n\
+             # CONFIG_CGROUP_BPF is not set\nCONFIG_CRYPTO_MD5=m",
+            "kernel option",
+            Slow,
+        ),
+        (
+            "lib/modules/6.12.3-amd64/config".to_owned(),
+            "CONFIG_UIO_X=y\nCONFIG_INOTIFY_USER=y\n\
+             CONFIG_SECCOMP_FILTER=y\nCONFIG_CGROUP_BPF=y\nCONFIG_CRYPTO_MD5=y",
+            "kernel option",
+            Broken,
+        ),
     ] {
         let machine = healthy();
         machine.write(&path, &format!("{text}\n"));
@@ -160,6 +180,16 @@ fn each_fault_is_found_and_can_be_mended() {
             "{finding:?}"
         );
     }
+}
+
+#[test]
+fn a_kernel_without_io_uring_is_not_taken_for_an_old_one() {
+    let machine = healthy();
+    let switch = machine.roots.proc.join("sys/kernel/io_uring_disabled");
+    fs::remove_file(switch).expect("removed");
+    assert_eq!(bad(&machine)[0].check, "io_uring");
+    machine.write("proc/sys/kernel/osrelease", "6.5.0-1\n");
+    assert_eq!(bad(&machine), []);
 }
 
 #[test]
