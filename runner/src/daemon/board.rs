@@ -106,6 +106,8 @@ pub(crate) struct LunStatus {
     pub(crate) reactor: usize,
     /// How often its ring has been reset because it was damaged.
     pub(crate) ring_resets: u32,
+    /// Its image does not answer.
+    pub(crate) stuck: bool,
     pub(crate) reading: Reading,
 }
 
@@ -199,6 +201,7 @@ struct Entry {
     since: SystemTime,
     reactor: usize,
     ring_resets: u32,
+    stuck: bool,
     meter: Arc<Meter>,
 }
 
@@ -213,6 +216,7 @@ impl Content {
                 since: entry.since,
                 reactor: entry.reactor,
                 ring_resets: entry.ring_resets,
+                stuck: entry.stuck,
                 reading: entry.meter.read(),
             };
             (status, &entry.meter)
@@ -237,6 +241,7 @@ impl Board {
             since: SystemTime::now(),
             reactor,
             ring_resets,
+            stuck: false,
             meter,
         };
         self.content().luns.insert(id, entry);
@@ -248,6 +253,13 @@ impl Board {
             entry.state = state;
             entry.reason = reason.into();
             entry.since = SystemTime::now();
+        }
+    }
+
+    /// A LUN's image does not answer, or does again.
+    pub(super) fn stuck(&self, id: LunId, stuck: bool) {
+        if let Some(entry) = self.content().luns.get_mut(&id) {
+            entry.stuck = stuck;
         }
     }
 
@@ -354,7 +366,14 @@ mod tests {
                 slow: 0,
             }
         );
+        // An image can be stuck in any state, and a new one is not.
+        board.stuck(7, true);
+        board.turned(7, LunState::Draining, "");
+        assert!(board.luns()[0].stuck);
+        board.opening(7, &name(), 1, 2, meter);
+        assert!(!board.luns()[0].stuck);
         board.gone(7);
+        board.stuck(7, true);
         assert!(board.luns().is_empty());
         // News of a LUN that is gone is no news.
         board.turned(7, LunState::Serving, "");

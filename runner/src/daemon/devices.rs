@@ -289,6 +289,7 @@ impl Daemon {
                 Report::Notice(Notice::Stuck { id, stuck }) => {
                     if let Some(device) = self.devices.get_mut(&id) {
                         device.stuck = stuck;
+                        self.board.stuck(id, stuck);
                         let state = self.drains.state(id, device.opening);
                         self.board.turned(id, state, device.trouble());
                         let kind = if stuck {

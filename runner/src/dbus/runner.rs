@@ -81,6 +81,8 @@ pub(super) struct LunRecord {
     completed: u64,
     /// How many commands are being executed.
     in_flight: u32,
+    /// Whether its image does not answer.
+    stuck: bool,
 }
 
 /// Something that has happened.
@@ -263,6 +265,7 @@ impl LunRecord {
             ring_resets: lun.ring_resets,
             completed: lun.reading.completed,
             in_flight: lun.reading.in_flight,
+            stuck: lun.stuck,
         }
     }
 }

@@ -86,9 +86,18 @@ pub(crate) enum Command {
     Create(Create),
 
     /// List all user backstores
+    ///
+    /// STATE is what the kernel says: disabled, deactivated (nothing exposes it), activated. DAEMON is
+    /// what tcmu-runner says, in the words of `tcmuctl status`, or
+    /// unknown: it does not know it;
+    /// silent: a daemon runs that cannot be asked;
+    /// none: no daemon runs.
+    /// Below the table stands what is wrong, where the daemon says so.
     List,
 
     /// Show everything that is known of a backstore
+    ///
+    /// What the kernel says and, as DAEMON in `tcmuctl list`, tcmu-runner.
     Show(Select),
 
     /// Delete a backstore and what exposes it

@@ -20,6 +20,7 @@ use tcmu_configfs::{
 };
 
 use args::{Cli, Command, Common, Create, Switch};
+use runner::View;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -111,18 +112,21 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::List => {
             let backstores = tree(&cli.common)?.list()?;
+            let view = view(&cli.common);
+            let seen: Vec<_> = backstores.iter().map(|lun| view.on(lun, lun)).collect();
             if as_json {
-                output::json(&backstores)?
+                output::json(&seen)?
             } else {
-                output::list(&backstores)?
+                output::list(&seen)?
             }
         }
         Command::Show(select) => {
             let details = tree(&cli.common)?.show(&select.name, select.hba)?;
+            let seen = view(&cli.common).on(&details.backstore, &details);
             if as_json {
-                output::json(&details)?
+                output::json(&seen)?
             } else {
-                output::show(&details)?
+                output::show(&seen)?
             }
         }
         Command::Delete(delete) => {
@@ -183,15 +187,27 @@ fn tree(common: &Common) -> Result<Tree, Failure> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let roots = common
-        .root
-        .as_deref()
-        .map_or_else(Roots::system, Roots::under);
-    Ok(Tree::at(roots)
+    Ok(Tree::at(roots(common))
         .with_time_limit(common.timeout)
         .with_progress(complain)
         .with_interrupt(stop)
         .in_processes(env::current_exe()?))
+}
+
+/// The places that the common options mean.
+fn roots(common: &Common) -> Roots {
+    common
+        .root
+        .as_deref()
+        .map_or_else(Roots::system, Roots::under)
+}
+
+/// What the daemon knows of the LUNs there.
+fn view(common: &Common) -> View {
+    match common.root {
+        None => View::take(),
+        Some(_) => View::without_bus(&roots(common)),
+    }
 }
 
 fn spec(create: Create) -> BackstoreSpec {

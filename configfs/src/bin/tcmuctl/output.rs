@@ -6,6 +6,8 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use tcmu_configfs::{Backstore, Details, Export, show_size};
 
+use crate::runner::Seen;
+
 /// The space after each column; none before, so that lines begin at the margin.
 const PADDING: (u16, u16) = (0, 2);
 
@@ -44,8 +46,8 @@ pub(crate) fn places(backstore: &Backstore) -> io::Result<()> {
     Ok(())
 }
 
-/// Prints the table of all backstores.
-pub(crate) fn list(backstores: &[Backstore]) -> io::Result<()> {
+/// Prints the table of all backstores, and what the daemon says is wrong with them.
+pub(crate) fn list(seen: &[Seen<&Backstore>]) -> io::Result<()> {
     let mut table = Table::new();
     table.set_header([
         "NAME",
@@ -54,9 +56,10 @@ pub(crate) fn list(backstores: &[Backstore]) -> io::Result<()> {
         "SIZE",
         "BLOCK",
         "STATE",
+        "DAEMON",
         "EXPOSED AS",
     ]);
-    for b in backstores {
+    for Seen { tree: b, daemon } in seen {
         let exports: Vec<String> = b.exports.iter().map(export).collect();
         table.add_row([
             b.name.clone(),
@@ -65,6 +68,7 @@ pub(crate) fn list(backstores: &[Backstore]) -> io::Result<()> {
             show_size(b.size),
             b.block_size.to_string(),
             b.state.as_str().to_owned(),
+            daemon.state.clone(),
             if exports.is_empty() {
                 "-".to_owned()
             } else {
@@ -72,7 +76,19 @@ pub(crate) fn list(backstores: &[Backstore]) -> io::Result<()> {
             },
         ]);
     }
-    writeln!(io::stdout().lock(), "{}", plain(table))
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", plain(table))?;
+    // That nothing can be heard of the daemon needs no reason for each.
+    let said = seen.iter().filter(|lun| lun.daemon.since.is_some());
+    let notes: Vec<String> = said
+        .map(|lun| (&lun.tree.name, &lun.daemon))
+        .filter(|(_, daemon)| !daemon.reason.is_empty())
+        .map(|(name, daemon)| format!("{name}: {}: {}", daemon.state, daemon.reason))
+        .collect();
+    if !notes.is_empty() {
+        writeln!(out, "\n{}", notes.join("\n"))?;
+    }
+    Ok(())
 }
 
 /// One export in a few words.
@@ -96,8 +112,16 @@ fn export(export: &Export) -> String {
 }
 
 /// Prints everything about one backstore.
-pub(crate) fn show(details: &Details) -> io::Result<()> {
+pub(crate) fn show(seen: &Seen<&Details>) -> io::Result<()> {
+    let Seen {
+        tree: details,
+        daemon,
+    } = seen;
     let b = &details.backstore;
+    let mut state = daemon.state.clone();
+    if !daemon.reason.is_empty() {
+        state += &format!(": {}", daemon.reason);
+    }
     let uio = b
         .uio
         .as_ref()
@@ -119,6 +143,7 @@ pub(crate) fn show(details: &Details) -> io::Result<()> {
             ),
         ),
         ("state", b.state.as_str().to_owned()),
+        ("daemon", state),
         ("serial", b.serial.clone()),
         ("uio device", uio),
     ] {

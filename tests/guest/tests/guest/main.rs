@@ -27,6 +27,7 @@ mod recovery;
 mod saved;
 mod storm;
 mod targetcli;
+mod view;
 
 fn main() -> std::process::ExitCode {
     tcmu_guest_tests::main()

@@ -51,6 +51,18 @@ pub(super) struct Lun {
     pub(super) ring_resets: u32,
     pub(super) completed: u64,
     pub(super) in_flight: u32,
+    /// Whether its image does not answer; an older daemon does not say.
+    pub(super) stuck: Option<bool>,
+}
+
+impl Lun {
+    /// Where it stands, in a word.
+    pub(super) fn state(&self) -> &str {
+        match self.stuck {
+            Some(true) => "stuck",
+            _ => &self.state,
+        }
+    }
 }
 
 /// The figures of a LUN.
@@ -196,6 +208,7 @@ pub(super) mod tests {
             ring_resets: 0,
             completed: 0,
             in_flight: 0,
+            stuck: Some(false),
         }
     }
 

@@ -14,12 +14,14 @@ mod status;
 mod text;
 mod times;
 mod top;
+mod view;
 
 use std::time::Duration;
 
 use clap::Subcommand;
 
 pub(crate) use self::error::Error;
+pub(crate) use self::view::{Seen, View};
 
 use self::client::Client;
 
@@ -32,6 +34,7 @@ pub(crate) enum Command {
     /// opening: its image is being opened;
     /// waiting: its image cannot be opened for now, and commands wait;
     /// serving;
+    /// stuck: its image does not answer;
     /// draining and held: see `tcmuctl drain`;
     /// offline: commands are answered with NOT READY;
     /// leaving: what is in flight is being finished;

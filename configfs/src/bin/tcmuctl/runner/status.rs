@@ -78,7 +78,7 @@ fn table(luns: &[Lun]) -> Table {
             lun.handler.clone(),
             lun.config.clone(),
             size,
-            lun.state.clone(),
+            lun.state().to_owned(),
             text::age(lun.since),
             lun.in_flight.to_string(),
             lun.completed.to_string(),

@@ -1,101 +1,11 @@
-//! `tcmuctl save`, `restore` and `doctor` as their users meet them. The tree is one of plain folders:
-//! see `cli.rs`.
+//! `save`, `restore` and `doctor`.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::{Command, Output};
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-/// A machine of plain folders with one backstore, `disk0`, exposed on loopback.
-struct Machine(TempDir);
-
-impl Machine {
-    fn new() -> Self {
-        let machine = Machine(tempfile::tempdir().expect("a folder"));
-        let core = "sys/kernel/config/target/core/user_3/disk0";
-        let group = "sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1";
-        for (path, text) in [
-            ("proc/7/comm", "tcmu-runner"),
-            (
-                "sys/module/target_core_user/parameters/block_netlink",
-                "unblocked",
-            ),
-            (&format!("{core}/enable"), "1"),
-            (&format!("{core}/info"), "Status: ACTIVATED  Max Queue"),
-            (&format!("{core}/attrib/dev_config"), "file//srv/x,y.img"),
-            (&format!("{core}/attrib/dev_size"), "1048576"),
-            (&format!("{core}/attrib/hw_block_size"), "512"),
-            (&format!("{core}/attrib/hw_max_sectors"), "8192"),
-            (&format!("{core}/attrib/cmd_time_out"), "0"),
-            (
-                &format!("{core}/wwn/vpd_unit_serial"),
-                "T10 VPD Unit Serial Number: S1",
-            ),
-            (&format!("{group}/nexus"), "naa.5001405000000002"),
-            (&format!("{group}/address"), "2:0:1"),
-        ] {
-            machine.write(path, &format!("{text}\n"));
-        }
-        let lun = machine.path(group).join("lun/lun_0");
-        fs::create_dir_all(&lun).expect("a folder");
-        symlink(machine.path(core), lun.join("storage")).expect("a link");
-        machine
-    }
-
-    fn path(&self, path: &str) -> std::path::PathBuf {
-        self.0.path().join(path)
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().expect("below the folder")).expect("folders");
-        fs::write(path, text).expect("written");
-    }
-
-    fn run(&self, arguments: &[&str]) -> Run {
-        let output = Command::new(env!("CARGO_BIN_EXE_tcmuctl"))
-            .args(arguments)
-            .env("TCMUCTL_ROOT", self.0.path())
-            .env_remove("COLUMNS")
-            .output();
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = output.expect("it runs");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        Run {
-            status: status.code(),
-            stdout: text(stdout),
-            stderr: text(stderr),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Run {
-    status: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Run {
-    #[track_caller]
-    fn expect(self, status: i32, out: &str, err: &str) -> Self {
-        assert_eq!(self.status, Some(status), "{self:?}");
-        assert!(self.stdout.contains(out), "{out}: {self:?}");
-        assert!(self.stderr.contains(err), "{err}: {self:?}");
-        assert!(!self.stderr.contains("panicked"), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).expect("JSON")
-    }
-}
+use crate::machine::Machine;
 
 #[test]
 fn what_stands_is_saved_and_found_unchanged() {

@@ -1,126 +1,12 @@
-//! `tcmuctl` as its users meet it: exit status, standard output, messages.
-//!
-//! The tree is one of plain folders. They cannot show what the kernel does on a change, so creating
-//! for real is tested on a real kernel; here, creation gets as far as the first attribute.
+//! All commands but `save`, `restore` and `doctor`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::json;
 
-/// A machine of plain folders with one backstore, `disk0`, exposed on loopback as /dev/sda.
-struct Machine(TempDir);
-
-impl Machine {
-    fn new() -> Self {
-        let machine = Machine(tempfile::tempdir().expect("a folder"));
-        let core = "sys/kernel/config/target/core/user_0/disk0";
-        for (path, text) in [
-            ("proc/7/comm", "tcmu-runner"),
-            (
-                "sys/module/target_core_user/parameters/block_netlink",
-                "unblocked",
-            ),
-            (
-                "sys/class/uio/uio3/name",
-                "tcm-user/0/disk0/file//srv/x,y.img",
-            ),
-            (
-                "sys/class/scsi_device/2:0:1:0/device/block/sda/size",
-                "2048",
-            ),
-            ("sys/class/block/sda/size", "2048"),
-            ("dev/sda", ""),
-            (&format!("{core}/enable"), "1"),
-            (
-                &format!("{core}/info"),
-                "Status: ACTIVATED  Max Queue Depth: 0",
-            ),
-            (&format!("{core}/attrib/dev_config"), "file//srv/x,y.img"),
-            (&format!("{core}/attrib/dev_size"), "1048576"),
-            (&format!("{core}/attrib/hw_block_size"), "512"),
-            (&format!("{core}/attrib/hw_max_sectors"), "8192"),
-            (&format!("{core}/statistics/scsi_lu/num_cmds"), "17"),
-            (
-                &format!("{core}/wwn/vpd_unit_serial"),
-                "T10 VPD Unit Serial Number: S1",
-            ),
-            (
-                "sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1/address",
-                "2:0:1",
-            ),
-        ] {
-            machine.write(path, &format!("{text}\n"));
-        }
-        let lun = "sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1/lun/lun_0";
-        fs::create_dir_all(machine.path(lun)).expect("a folder");
-        std::os::unix::fs::symlink(machine.path(core), machine.path(lun).join("storage"))
-            .expect("a link");
-        machine
-    }
-
-    fn path(&self, path: &str) -> std::path::PathBuf {
-        self.0.path().join(path)
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().expect("below the folder")).expect("folders");
-        fs::write(path, text).expect("written");
-    }
-
-    fn run(&self, arguments: &[&str]) -> Run {
-        Run::of(arguments, Some(self.0.path()))
-    }
-}
-
-#[derive(Debug)]
-struct Run {
-    status: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Run {
-    fn of(arguments: &[&str], root: Option<&Path>) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tcmuctl"));
-        command
-            .args(arguments)
-            .env_remove("TCMUCTL_ROOT")
-            .env_remove("COLUMNS");
-        if let Some(root) = root {
-            command.env("TCMUCTL_ROOT", root);
-        }
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = command.output().expect("it runs");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        Run {
-            status: status.code(),
-            stdout: text(stdout),
-            stderr: text(stderr),
-        }
-    }
-
-    #[track_caller]
-    fn expect(self, status: i32, words: &str) -> Self {
-        assert_eq!(self.status, Some(status), "{self:?}");
-        assert!(self.stderr.contains(words), "{self:?}");
-        assert!(!self.stderr.contains("panicked"), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn json(self) -> Value {
-        assert_eq!(self.status, Some(0), "{self:?}");
-        serde_json::from_str(&self.stdout).expect("JSON")
-    }
-}
+use crate::machine::{Machine, Run};
 
 #[test]
 fn wrong_usage_ends_with_2() {
@@ -223,11 +109,11 @@ fn wrong_usage_ends_with_2() {
         (vec!["drain", "a", "--limit", "0"], "1..=3600"),
         (vec!["log-level", "info", "--reset"], "cannot be used with"),
     ] {
-        machine.run(&arguments).expect(2, words);
+        machine.run(&arguments).expect(2, "", words);
     }
     let config = "x".repeat(251);
     let run = machine.run(&["create", "d", "--handler", "file", "--config", &config]);
-    run.expect(2, "255");
+    run.expect(2, "", "255");
 }
 
 #[test]
@@ -237,7 +123,7 @@ fn the_size_has_to_be_whole_blocks() {
     let image = machine.path("image");
     let image = image.to_str().expect("text");
     let run = machine.run(&["create", "d", "--handler", "file", "--config", image]);
-    run.expect(2, "not a multiple of the block size");
+    run.expect(2, "", "not a multiple of the block size");
 }
 
 #[test]
@@ -257,27 +143,27 @@ fn failures_end_with_1_and_say_why() {
     };
     machine
         .run(&create("disk0"))
-        .expect(1, "disk0 exists already (user_0)");
+        .expect(1, "", "disk0 exists already (user_3)");
     machine
         .run(&["show", "none"])
-        .expect(1, "no backstore named none");
+        .expect(1, "", "no backstore named none");
     machine
         .run(&["delete", "none"])
-        .expect(1, "no backstore named none");
+        .expect(1, "", "no backstore named none");
     machine
         .run(&["resize", "none", "1M"])
-        .expect(1, "no backstore named none");
+        .expect(1, "", "no backstore named none");
     fs::remove_dir_all(machine.path("proc/7")).expect("removed");
     machine
         .run(&create("new"))
-        .expect(1, "no TCMU daemon is running");
+        .expect(1, "", "no TCMU daemon is running");
     machine
         .run(&["resize", "disk0", "8M"])
-        .expect(1, "no TCMU daemon is running");
+        .expect(1, "", "no TCMU daemon is running");
     fs::remove_dir_all(machine.path("sys/module")).expect("removed");
     machine
         .run(&create("new"))
-        .expect(1, "module target_core_user is missing");
+        .expect(1, "", "module target_core_user is missing");
 }
 
 #[test]
@@ -293,10 +179,10 @@ fn a_creation_that_fails_leaves_nothing() {
         "--size",
         "1M",
     ]);
-    run.expect(1, "user_1/new/attrib/dev_config");
+    run.expect(1, "", "user_0/new/attrib/dev_config");
     assert!(
         !machine
-            .path("sys/kernel/config/target/core/user_1")
+            .path("sys/kernel/config/target/core/user_0")
             .exists()
     );
 }
@@ -311,13 +197,13 @@ fn a_mounted_disk_is_not_deleted() {
     );
     machine
         .run(&["delete", "disk0"])
-        .expect(1, "is mounted on /srv");
+        .expect(1, "", "is mounted on /srv");
 }
 
 #[test]
 fn the_list_is_a_table() {
     let machine = Machine::new();
-    let run = machine.run(&["list"]).expect(0, "");
+    let run = machine.run(&["list"]).expect(0, "", "");
     let rows: Vec<Vec<&str>> = run
         .stdout
         .lines()
@@ -325,7 +211,7 @@ fn the_list_is_a_table() {
         .collect();
     assert_eq!(
         rows[0].join(" "),
-        "NAME HANDLER CONFIG SIZE BLOCK STATE EXPOSED AS"
+        "NAME HANDLER CONFIG SIZE BLOCK STATE DAEMON EXPOSED AS"
     );
     let disk = machine.path("dev/sda").display().to_string();
     assert_eq!(
@@ -338,23 +224,33 @@ fn the_list_is_a_table() {
             "MiB",
             "512",
             "activated",
+            "silent",
             "loopback",
             &disk
         ]
     );
     assert_eq!(rows.len(), 2);
+    // It goes on without a daemon.
+    fs::remove_dir_all(machine.path("proc/7")).expect("removed");
+    machine
+        .run(&["list"])
+        .expect(0, "activated  none    loopback", "");
+    machine
+        .run(&["show", "disk0"])
+        .expect(0, "none: no daemon runs", "");
 }
 
 #[test]
 fn the_list_is_json() {
     let machine = Machine::new();
-    let value = machine.run(&["list", "--json"]).json();
+    let value = machine.run(&["list", "--json"]).expect(0, "", "").json();
     assert_eq!(
         value,
         json!([{
-            "name": "disk0", "hba": 0, "handler": "file", "config": "/srv/x,y.img",
+            "name": "disk0", "hba": 3, "handler": "file", "config": "/srv/x,y.img",
             "size": 1_048_576, "block_size": 512, "max_sectors": 8192, "state": "activated",
             "serial": "S1", "uio": machine.path("dev/uio3"),
+            "daemon": {"state": "silent", "reason": "there is no bus (process 7)", "since": null},
             "exports": [{
                 "fabric": "loopback", "target": "naa.5001405000000001", "tpg": 1, "lun": 0,
                 "portals": [], "initiators": [], "scsi_address": "2:0:1:0",
@@ -364,7 +260,9 @@ fn the_list_is_json() {
     );
     let empty = tempfile::tempdir().expect("a folder");
     assert_eq!(
-        Run::of(&["--json", "list"], Some(empty.path())).json(),
+        Run::of(&["--json", "list"], Some(empty.path()))
+            .expect(0, "", "")
+            .json(),
         json!([])
     );
 }
@@ -372,17 +270,21 @@ fn the_list_is_json() {
 #[test]
 fn show_tells_everything() {
     let machine = Machine::new();
-    let value = machine.run(&["show", "disk0", "--json"]).json();
+    let value = machine
+        .run(&["show", "disk0", "--json"])
+        .expect(0, "", "")
+        .json();
     assert_eq!(value["name"], "disk0");
     assert_eq!(value["attributes"]["dev_config"], "file//srv/x,y.img");
     assert_eq!(value["statistics"]["scsi_lu/num_cmds"], "17");
-    let text = machine.run(&["show", "disk0"]).expect(0, "").stdout;
+    let text = machine.run(&["show", "disk0"]).expect(0, "", "").stdout;
     for words in [
         "1048576 (1.0 MiB)",
         "8192 blocks (4.0 MiB)",
         "S1",
         "uio3",
         "num_cmds",
+        "silent: there is no bus",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
@@ -393,7 +295,7 @@ fn a_reader_that_had_enough_is_no_error() {
     let machine = Machine::new();
     let mut child = Command::new(env!("CARGO_BIN_EXE_tcmuctl"))
         .arg("list")
-        .env("TCMUCTL_ROOT", machine.0.path())
+        .env("TCMUCTL_ROOT", machine.root())
         .stdout({
             let (reader, writer) = std::io::pipe().expect("a pipe");
             drop(reader);
@@ -407,17 +309,22 @@ fn a_reader_that_had_enough_is_no_error() {
 #[test]
 fn completions_and_manual_pages_cover_all_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let run = Run::of(&["completions", shell], None).expect(0, "");
+        let run = Run::of(&["completions", shell], None).expect(0, "", "");
         assert!(run.stdout.contains("data-area-mb"), "{shell}");
         assert!(
             !run.stdout.contains("TCMUCTL_ROOT"),
             "{shell}: a hidden option"
         );
     }
-    assert!(Run::of(&["man"], None).expect(0, "").stdout.contains(".SH"));
+    assert!(
+        Run::of(&["man"], None)
+            .expect(0, "", "")
+            .stdout
+            .contains(".SH")
+    );
     let folder = tempfile::tempdir().expect("a folder");
     let pages = folder.path().join("man1");
-    Run::of(&["man", pages.to_str().expect("text")], None).expect(0, "");
+    Run::of(&["man", pages.to_str().expect("text")], None).expect(0, "", "");
     for page in [
         "",
         "-create",
@@ -504,7 +411,7 @@ fn an_ordinary_user_is_told_to_be_root() {
             ],
             None,
         );
-        run.expect(1, "must be run as root");
+        run.expect(1, "", "must be run as root");
     } else {
         eprintln!("skipped: this user is root");
     }
