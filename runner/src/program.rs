@@ -37,7 +37,8 @@ struct Arguments {
 
     /// Answer for LUNs instead of serving them: all that is in flight, and all that comes, ends with
     /// NOT READY until SIGTERM or SIGINT. For when tcmu-runner itself cannot run: initiators get errors
-    /// instead of waiting for ever, and LUNs can be deleted. New LUNs are refused
+    /// instead of waiting for ever, and LUNs can be deleted. New LUNs are refused. A mistake in the
+    /// settings does not keep it from starting
     #[arg(long)]
     offline: bool,
 
@@ -89,6 +90,12 @@ pub fn main(handlers: Registry) -> ExitCode {
 }
 
 fn run(handlers: Registry, arguments: Arguments) -> anyhow::Result<()> {
-    let settings = Settings::load(arguments.config, arguments.log_level.as_deref())?;
+    // A mistake in the file may be why tcmu-runner itself cannot run.
+    let load = if arguments.offline {
+        Settings::load_if_sound
+    } else {
+        Settings::load
+    };
+    let settings = load(arguments.config, arguments.log_level.as_deref())?;
     Daemon::start(handlers, settings, arguments.offline)?.run(!arguments.no_dbus)
 }

@@ -6,7 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml::de::DeTable;
 
-use super::Config;
+use super::{Config, HandlerConfig};
 use crate::log;
 use crate::metrics::Listen;
 
@@ -42,6 +42,29 @@ pub(super) fn parse(text: &str) -> Result<Parsed, String> {
     Config::deserialize(toml::de::Deserializer::from(table))
         .map(|config| Parsed { config, remarks })
         .map_err(|error| explain(text, &error))
+}
+
+/// What a file that cannot be used says all the same of which handlers are not enabled: those serve
+/// nothing, whatever else is wrong.
+pub(super) fn disabled_handlers(text: &str) -> Config {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let handlers = table.get_ref().get("handlers");
+    let handlers = handlers.and_then(|handlers| handlers.get_ref().as_table());
+    let disabled = handlers.into_iter().flatten().filter(|(_, handler)| {
+        let enabled = handler.get_ref().get("enabled");
+        enabled.and_then(|enabled| enabled.get_ref().as_bool()) == Some(false)
+    });
+    let disabled = disabled.map(|(subtype, _)| {
+        let handler = HandlerConfig {
+            enabled: Some(false),
+            ..HandlerConfig::default()
+        };
+        (subtype.get_ref().to_string(), handler)
+    });
+    Config {
+        handlers: disabled.collect(),
+        ..Config::default()
+    }
 }
 
 /// The number of the line that holds the byte at `offset`.
@@ -135,6 +158,27 @@ mod tests {
 
     fn error(text: &str) -> String {
         parse(text).unwrap_err()
+    }
+
+    #[test]
+    fn a_file_with_a_mistake_still_says_which_handlers_are_not_enabled() {
+        let disabled = |text: &str| {
+            let config = disabled_handlers(text);
+            let handlers = config.handlers.into_iter();
+            handlers
+                .map(|(subtype, handler)| {
+                    assert!(!handler.is_enabled());
+                    subtype
+                })
+                .collect::<Vec<_>>()
+        };
+        let handlers = "[handlers.rbd]\nenabled = false\n[handlers.file]\nenabled = true\n\
+                        [handlers.qcow]\nenabled = 0\n";
+        assert_eq!(disabled(&format!("reactors = 1000\n{handlers}")), ["rbd"]);
+        assert_eq!(disabled(&format!("reactors = none\n{handlers}")), ["rbd"]);
+        for nothing in ["", "handlers = 1", "[handlers]\nfile = 1", "[[[", "\0"] {
+            assert_eq!(disabled(nothing), [""; 0], "{nothing}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use notify::RecommendedWatcher;
 use super::Config;
 use super::change::{Change, adopt};
 use super::file::ConfigFile;
-use super::parse::Parsed;
+use super::parse::{Parsed, disabled_handlers};
 use super::watch::watch;
 use crate::log::Log;
 
@@ -45,15 +45,45 @@ impl Settings {
         let file = ConfigFile::named_or_usual(file);
         let text = file.text()?;
         let Parsed { config, remarks } = file.parse(text.as_deref().unwrap_or_default())?;
-        let holds = log_level.unwrap_or(config.log_level()).to_owned();
-        let log = Log::start(&holds)?;
-        match text {
-            Some(_) => tracing::info!(file = %file.path().display(), "settings read"),
-            None => {
-                tracing::info!("there is no {}: the defaults hold", file.path().display());
-            }
+        let settings = Self::start(file, text, config, log_level)?;
+        let path = settings.file.path().display();
+        match settings.text {
+            Some(_) => tracing::info!(file = %path, "settings read"),
+            None => tracing::info!("there is no {path}: the defaults hold"),
         }
         warn(&remarks);
+        Ok(settings)
+    }
+
+    /// As [`load`](Self::load), for whoever has to run whatever the file holds: where it cannot be used,
+    /// the defaults hold, and the handlers that it does not enable are not enabled.
+    ///
+    /// # Errors
+    /// If `log_level` is none.
+    pub(crate) fn load_if_sound(
+        file: Option<PathBuf>,
+        log_level: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let why = match Self::load(file.clone(), log_level) {
+            Ok(settings) => return Ok(settings),
+            Err(why) => why,
+        };
+        let file = ConfigFile::named_or_usual(file);
+        let text = file.text().ok().flatten();
+        let config = disabled_handlers(text.as_deref().unwrap_or_default());
+        let settings = Self::start(file, text, config, log_level)?;
+        tracing::error!("the defaults hold: {why:#}");
+        Ok(settings)
+    }
+
+    fn start(
+        file: ConfigFile,
+        text: Option<String>,
+        config: Config,
+        log_level: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let holds = log_level.unwrap_or(config.log_level()).to_owned();
+        let log = Log::start(&holds)?;
         Ok(Self {
             file,
             config,

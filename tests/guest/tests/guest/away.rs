@@ -209,7 +209,10 @@ fn when_the_daemon_does_not_come_back_commands_end_with_errors() -> TestResult {
     let mut waiting = reader(&other)?;
     await_command(&other, &mut waiting)?;
 
-    let offline = Daemon::start_with(RUNNER, &["--offline"], &[])?;
+    // That tcmu-runner itself does not start with such settings must not matter.
+    let config = "/run/mistaken.toml";
+    fs::write(config, "reactors = none\n")?;
+    let offline = Daemon::start_with(RUNNER, &["--offline", "--config", config], &[])?;
     ends_with_error(fetched)?;
     ends_with_error(waiting)?;
     // What follows does too.
