@@ -1,10 +1,17 @@
-//! Commands that are aborted (SAM-5, 7.2 and 7.6).
+//! Commands that are aborted (SAM-5, 7.2 and 7.6): they are carried out all the same.
 //!
-//! The target core waits for an aborted command, so it is to end soon. What the backstore works on
-//! runs to its end: it may be in the middle of changing the image, and the command's memory must not
-//! change hands before. But a command ends at once where it waits for a range of blocks or for
-//! something else in the device server ([`Aborts::interruptible`]), and between two steps
-//! ([`Aborts::checkpoint`]).
+//! SAM leaves open how much of an aborted command was done. But Linux's loopback tells its initiator
+//! that an aborted command has succeeded, whatever status it is given
+//! (`drivers/target/loopback/tcm_loop.c`, `tcm_loop_release_cmd`): a write that was not done would be
+//! lost, and a read would return what happens to be in the data area. TCMU does not say which fabric a
+//! command is from. So neither what waits for a range of blocks nor what is between two steps is
+//! dropped; LIO's own backstores finish what they have begun, too.
+//!
+//! That is safe: the kernel keeps the place in the ring and the data blocks of an aborted command until
+//! it is completed (`drivers/target/target_core_user.c`, `tcmu_handle_completion`), and answers the task
+//! management request only then (`core_tmr_lun_reset`), so that nothing is done too late.
+//!
+//! An abort ends only waits for what goes on without the command ([`Aborts::unless_aborted`]).
 //!
 //! A command is known by the waker of its task, which is the same as long as the task runs.
 
@@ -13,174 +20,93 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Poll, Waker};
 
-use tcmu::scsi::Status;
-
-use super::reply::Failure;
-
-const TASK_ABORTED: Failure = Failure {
-    status: Status::TaskAborted,
-    sense: None,
-};
-
-/// What a command that has to wait or to stop needs.
+/// The commands that were aborted and have not ended.
 #[derive(Debug, Default)]
-pub(super) struct Aborts {
-    /// The commands that wait in the device server.
-    waiting: RefCell<Vec<Waker>>,
-    /// The commands that were aborted and go on until they notice.
-    aborted: RefCell<Vec<Waker>>,
-}
-
-fn is_same(a: &Waker, b: &Waker) -> bool {
-    a.data() == b.data()
-}
-
-fn position(wakers: &[Waker], waker: &Waker) -> Option<usize> {
-    wakers.iter().position(|other| is_same(other, waker))
-}
+pub(super) struct Aborts(RefCell<Vec<Waker>>);
 
 impl Aborts {
-    /// Waits for `future`. The whole command may be dropped meanwhile, so nothing of the backstore's
-    /// may be under way, and what is dropped has to put itself in order.
-    pub(super) async fn interruptible<T>(&self, future: impl Future<Output = T>) -> T {
+    /// Waits for `future`, or until the command is aborted: `None`. What is dropped then has to put
+    /// itself in order.
+    pub(super) async fn unless_aborted<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);
-        let mut wait = Wait {
-            aborts: self,
-            waker: None,
-        };
-        poll_fn(|context| {
-            let result = future.as_mut().poll(context);
-            if result.is_pending() {
-                wait.begin(context.waker());
-            }
-            result
+        poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending if self.position(context.waker()).is_some() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
         })
         .await
     }
 
-    /// Ends the command if it was aborted. To be called between steps that each can take long.
-    pub(super) async fn checkpoint(&self) -> Result<(), Failure> {
-        poll_fn(|context| {
-            let aborted = self.aborted.borrow();
-            Poll::Ready(match position(&aborted, context.waker()) {
-                Some(_) => Err(TASK_ABORTED),
-                None => Ok(()),
-            })
-        })
-        .await
-    }
-
-    /// Aborts a command. Returns whether it is to be dropped now; otherwise it goes on for a while.
-    pub(super) fn abort(&self, waker: &Waker) -> bool {
-        if position(&self.waiting.borrow(), waker).is_some() {
-            return true;
+    /// A command was aborted.
+    pub(super) fn abort(&self, waker: &Waker) {
+        if self.position(waker).is_none() {
+            self.0.borrow_mut().push(waker.clone());
         }
-        let mut aborted = self.aborted.borrow_mut();
-        if position(&aborted, waker).is_none() {
-            aborted.push(waker.clone());
-        }
-        false
+        waker.wake_by_ref();
     }
 
     /// A command has ended: its task may execute another.
     pub(super) fn ended(&self, waker: &Waker) {
-        let mut aborted = self.aborted.borrow_mut();
-        if let Some(at) = position(&aborted, waker) {
-            aborted.swap_remove(at);
+        if let Some(at) = self.position(waker) {
+            self.0.borrow_mut().swap_remove(at);
         }
     }
-}
 
-/// A wait that is under way, once there is a waker.
-struct Wait<'a> {
-    aborts: &'a Aborts,
-    waker: Option<Waker>,
-}
-
-impl Wait<'_> {
-    fn begin(&mut self, waker: &Waker) {
-        if self.waker.is_none() {
-            self.aborts.waiting.borrow_mut().push(waker.clone());
-            self.waker = Some(waker.clone());
-        }
-    }
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        if let Some(waker) = &self.waker {
-            let mut waiting = self.aborts.waiting.borrow_mut();
-            if let Some(at) = position(&waiting, waker) {
-                waiting.swap_remove(at);
-            }
-        }
+    fn position(&self, waker: &Waker) -> Option<usize> {
+        let is_same = |other: &Waker| other.data() == waker.data();
+        self.0.borrow().iter().position(is_same)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::{pending, ready};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::task::{Context, Wake};
 
-    struct Task(#[expect(dead_code, reason = "gives each its own address")] u8);
+    #[derive(Default)]
+    struct Task(AtomicU32);
 
     impl Wake for Task {
-        fn wake(self: Arc<Self>) {}
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    fn task() -> Waker {
-        Waker::from(Arc::new(Task(0)))
+    fn poll<T>(waker: &Waker, future: impl Future<Output = T>) -> Poll<T> {
+        pin!(future).poll(&mut Context::from_waker(waker))
     }
 
     #[test]
-    fn only_a_command_that_waits_is_dropped() {
+    fn only_the_command_that_is_aborted_stops_waiting() {
         let aborts = Aborts::default();
-        let (first, second) = (task(), task());
-        let mut wait = Box::pin(aborts.interruptible(std::future::pending::<()>()));
-        assert!(!aborts.abort(&first), "it has not begun to wait");
+        let tasks = [Arc::<Task>::default(), Arc::<Task>::default()];
+        let [first, second] = tasks.clone().map(Waker::from);
+        let mut wait = Box::pin(aborts.unless_aborted(pending::<()>()));
+        assert_eq!(poll(&first, wait.as_mut()), Poll::Pending);
+        aborts.abort(&second);
+        assert_eq!(poll(&first, wait.as_mut()), Poll::Pending);
+        aborts.abort(&first);
+        aborts.abort(&first);
+        let woken = tasks.map(|task| task.0.load(Ordering::Relaxed));
+        assert_eq!(woken, [2, 1], "nobody else would poll it again");
+        assert_eq!(poll(&first, wait.as_mut()), Poll::Ready(None));
+        // The task of the command that has ended may have another.
         aborts.ended(&first);
-        let mut context = Context::from_waker(&first);
-        assert!(wait.as_mut().poll(&mut context).is_pending());
-        assert!(aborts.abort(&first));
-        assert!(!aborts.abort(&second));
-        drop(wait);
-        assert!(aborts.waiting.borrow().is_empty());
+        let wait = aborts.unless_aborted(pending::<()>());
+        assert_eq!(poll(&first, wait), Poll::Pending);
+        let wait = aborts.unless_aborted(pending::<()>());
+        assert_eq!(poll(&second, wait), Poll::Ready(None));
     }
 
     #[test]
-    fn a_wait_that_ends_is_over() {
+    fn what_is_there_already_counts() {
         let aborts = Aborts::default();
-        let waker = task();
-        let mut polls = 0;
-        let future = poll_fn(|_| {
-            polls += 1;
-            if polls == 1 {
-                Poll::Pending
-            } else {
-                Poll::Ready(7)
-            }
-        });
-        let mut wait = Box::pin(aborts.interruptible(future));
-        let mut context = Context::from_waker(&waker);
-        assert!(wait.as_mut().poll(&mut context).is_pending());
-        assert_eq!(wait.as_mut().poll(&mut context), Poll::Ready(7));
-        drop(wait);
-        assert!(!aborts.abort(&waker));
-    }
-
-    #[test]
-    fn a_checkpoint_ends_only_the_command_that_was_aborted() {
-        let aborts = Aborts::default();
-        let (first, second) = (task(), task());
-        let at_checkpoint = |waker: &Waker| {
-            let mut future = pin!(aborts.checkpoint());
-            future.as_mut().poll(&mut Context::from_waker(waker))
-        };
-        assert!(!aborts.abort(&first));
-        assert_eq!(at_checkpoint(&first), Poll::Ready(Err(TASK_ABORTED)));
-        assert_eq!(at_checkpoint(&second), Poll::Ready(Ok(())));
-        aborts.ended(&first);
-        assert_eq!(at_checkpoint(&first), Poll::Ready(Ok(())));
+        let waker = Waker::from(Arc::<Task>::default());
+        aborts.abort(&waker);
+        let wait = aborts.unless_aborted(ready(7));
+        assert_eq!(poll(&waker, wait), Poll::Ready(Some(7)));
     }
 }

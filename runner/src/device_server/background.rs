@@ -10,7 +10,7 @@ use tcmu_handler::{
 
 use super::LogicalUnit;
 use super::operation::{Operation, Run, Stage};
-use super::reply::{Answer, Response};
+use super::reply::{Answer, Response, TASK_ABORTED};
 use super::unit::Unit;
 
 /// The memory in bytes that patterns are written from, unless a block is larger.
@@ -52,8 +52,15 @@ impl<B: Backstore> LogicalUnit<B> {
         let not_ready = run.operation.in_progress(0);
         self.unit.not_ready.set(Some(not_ready));
         self.unit.operations.pending.replace(Some(run.clone()));
-        // An aborted command ends; the operation goes on (SBC-3, 4.11.2).
-        let ended = self.unit.aborts.interruptible(run.wait(immediate)).await;
+        let begun = run.wait(true).await;
+        let ended = if begun == Stage::Running && !immediate {
+            // An aborted command ends; the operation goes on, and the unit is not ready before its end
+            // (SBC-3, 4.11.2).
+            let ended = self.unit.aborts.unless_aborted(run.wait(false)).await;
+            ended.ok_or(TASK_ABORTED)?
+        } else {
+            begun
+        };
         match ended {
             Stage::Succeeded | Stage::Running => Ok(Response::GOOD),
             Stage::Failed => Err(run.operation.failure().into()),

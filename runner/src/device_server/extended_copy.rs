@@ -159,8 +159,7 @@ impl<B: Backstore> LogicalUnit<B> {
         }
         let neighbours = self.neighbours.as_ref().ok_or(unreachable)?;
         // A LUN that is just being opened is waited for.
-        let found = neighbours.find(io, designator, destination);
-        match self.unit.aborts.interruptible(found).await {
+        match neighbours.find(io, designator, destination).await {
             Some(found) => Ok(End::Other(found.into())),
             // Whoever serves the unit next does the copy.
             None if self.unit.operations.stopping.get() => Err(busy()),
@@ -190,7 +189,6 @@ impl<B: Backstore> LogicalUnit<B> {
         let mut offload = source.about.file.clone().filter(|_| offloads);
         let mut done = 0;
         while done < whole.len {
-            self.unit.aborts.checkpoint().await?;
             if self.unit.operations.stopping.get() {
                 // Nobody is to wait for the rest; whoever serves the unit next copies it.
                 return Err(busy());

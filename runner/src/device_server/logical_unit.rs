@@ -223,14 +223,13 @@ impl<B: Backstore> LogicalUnit<B> {
         }
     }
 
-    /// Aborts the command that the task of `waker` executes. Returns whether its future is to be
-    /// dropped now, and the command completed with TASK ABORTED. Otherwise it ends as soon as what
-    /// the backstore does for it has ended; say [`ended`](Self::ended) then.
-    pub fn abort(&self, waker: &Waker) -> bool {
-        self.unit.ranges.is_awaited_by(waker) || self.unit.aborts.abort(waker)
+    /// The command that the task of `waker` executes was aborted. It is carried out all the same,
+    /// unless it only waits for what goes on without it; say [`ended`](Self::ended) when it has ended.
+    pub fn abort(&self, waker: &Waker) {
+        self.unit.aborts.abort(waker);
     }
 
-    /// The task of `waker` has ended the command that was to be aborted.
+    /// The task of `waker` has ended the command that was aborted.
     pub fn ended(&self, waker: &Waker) {
         self.unit.aborts.ended(waker);
     }

@@ -16,9 +16,7 @@
 //!   So nobody starves, and there is no deadlock as long as nobody waits for a range, of this unit or
 //!   of another, while holding one. A copy between units therefore takes the source range, lets go,
 //!   and then takes the destination range.
-//! - Dropping the future or the guard gives the range up, so a command that is aborted holds nobody
-//!   off. What it had under way in the kernel may end a little later; the abort has left open anyway
-//!   which of its blocks are written.
+//! - Dropping the future or the guard gives the range up, so a command that panics holds nobody off.
 //! - Nothing is allocated once there have been as many requests at a time as there are now; where
 //!   nobody is exclusive, a request costs a few stores.
 
@@ -46,17 +44,6 @@ impl RangeLock {
     /// The range for nobody else. The request has its place in the order from now on.
     pub(super) fn exclusive(&self, extent: Extent) -> Acquire<'_> {
         self.enter(extent, true)
-    }
-
-    /// Whether the request of the task that `waker` wakes waits for its range.
-    pub(super) fn is_awaited_by(&self, waker: &Waker) -> bool {
-        let is_the_tasks = |other: &Waker| other.data() == waker.data();
-        let table = self.table.borrow();
-        table.waiting != 0
-            && table
-                .entries
-                .iter()
-                .any(|entry| entry.blockers != 0 && entry.waker.as_ref().is_some_and(is_the_tasks))
     }
 
     fn enter(&self, extent: Extent, exclusive: bool) -> Acquire<'_> {

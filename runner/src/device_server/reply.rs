@@ -32,6 +32,12 @@ pub(super) struct Failure {
     pub(super) sense: Option<Sense>,
 }
 
+/// The command was aborted, and ends early.
+pub(super) const TASK_ABORTED: Failure = Failure {
+    status: Status::TaskAborted,
+    sense: None,
+};
+
 impl From<Sense> for Failure {
     fn from(sense: Sense) -> Self {
         Self {

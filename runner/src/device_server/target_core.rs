@@ -117,9 +117,11 @@ impl<B: Backstore> LogicalUnit<B> {
             return;
         };
         let told = io.blocking(move || core.surroundings());
-        let result = self.unit.aborts.interruptible(told).await;
-        let result = result.and_then(|result| result);
-        match result {
+        // A command that is aborted can tell what was known before.
+        let Some(result) = self.unit.aborts.unless_aborted(told).await else {
+            return;
+        };
+        match result.and_then(|result| result) {
             Ok(surroundings) => self.unit.set_surroundings(surroundings),
             Err(error) => {
                 let lun = &self.unit.identity.borrow().name;

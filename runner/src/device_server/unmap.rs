@@ -66,7 +66,6 @@ impl<B: Backstore> LogicalUnit<B> {
             len => self.unit.unmap_extents(&parameter_list(data, len)?)?,
         };
         for &extent in &extents {
-            self.unit.aborts.checkpoint().await?;
             let _range = self.unit.ranges.shared(extent).await;
             self.backstore
                 .unmap(io, extent)

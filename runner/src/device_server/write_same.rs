@@ -90,7 +90,6 @@ impl<B: Backstore> LogicalUnit<B> {
             if offset != extent.offset {
                 yield_now().await;
             }
-            self.unit.aborts.checkpoint().await?;
             let now = (extent.end() - offset).min(len as u64);
             let part = repeated
                 .slice(0..now as usize)

@@ -15,7 +15,6 @@ use tcmu::cdb::Cdb;
 use tcmu::doorbell::Doorbell;
 use tcmu::ring::recovery::Phases;
 use tcmu::ring::{Command, Completion, Entry, Ring, TaskManagement, TmrKind};
-use tcmu::scsi::Status;
 use tcmu::scsi::sense::SENSE_BUFFER_LEN;
 use tcmu_handler::{Backstore, Error, ErrorKind, Io, Memory, OwnedBuffer, Segment};
 
@@ -241,7 +240,7 @@ struct Served<B, F, S> {
     /// Commands whose task panicked. They are answered when nothing runs that could still touch
     /// their memory.
     failed: Vec<Command>,
-    /// The slots of commands that were aborted and go on.
+    /// The slots of commands that were aborted and have not ended.
     aborted: HashSet<u32>,
     quiescent: bool,
     broken: bool,
@@ -323,38 +322,15 @@ where
         }));
     }
 
-    /// Ends aborted commands, for which the target core waits: at once where nothing of the backstore's
-    /// is under way, otherwise as soon as that has ended.
-    ///
-    /// What is under way is never cancelled, not even where the kernel has not begun with it:
-    /// drivers/target/loopback/tcm_loop.c (tcm_loop_release_cmd) ends a command that was aborted without
-    /// a status of its own as if it were done, and then it had better be.
+    /// Notes which commands were aborted. They are carried out all the same: no operation is cancelled,
+    /// and nothing that waits is dropped. `device_server/abort.rs` says why.
     fn manage(&mut self, request: &TaskManagement) {
         let ids: HashSet<u16> = request.commands.iter().copied().collect();
-        let (mut dropped, mut go_on) = (0, 0);
-        for slot in 0..self.commands.len() {
-            let is_meant =
-                |command: &Option<Command>| command.as_ref().is_some_and(|c| ids.contains(&c.id()));
-            let Some(waker) = self.tasks.waker(slot as u32) else {
-                continue;
-            };
-            if !is_meant(&self.commands[slot]) {
-                continue;
-            }
-            if self.unit.abort(waker) {
-                self.tasks.discard(slot as u32);
-                if let Some(command) = self.commands[slot].take() {
-                    let completion = Completion {
-                        status: Status::TaskAborted.code(),
-                        sense: &[],
-                        read_len: None,
-                    };
-                    self.ended(&command);
-                    self.count(&command, self.since[slot], End::ABORTED);
-                    self.ring.complete(command, completion);
-                    dropped += 1;
-                }
-            } else {
+        let mut go_on = 0;
+        for (slot, command) in self.commands.iter().enumerate() {
+            let is_meant = command.as_ref().is_some_and(|c| ids.contains(&c.id()));
+            if is_meant && let Some(waker) = self.tasks.waker(slot as u32) {
+                self.unit.abort(waker);
                 self.aborted.insert(slot as u32);
                 go_on += 1;
             }
@@ -366,13 +342,12 @@ where
             lun = %self.name,
             kind = ?request.kind,
             commands = ids.len(),
-            aborted = dropped,
-            ending = go_on,
+            in_flight = go_on,
             "task management"
         );
     }
 
-    /// The command in `slot` has ended, perhaps one that was to be aborted.
+    /// The command in `slot` has ended, perhaps one that was aborted.
     fn end_of_abort(&mut self, slot: u32) {
         if !self.aborted.is_empty()
             && self.aborted.remove(&slot)

@@ -21,13 +21,6 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Of a command that was aborted.
-    pub(super) const ABORTED: Self = Self {
-        status: Status::TaskAborted,
-        key: None,
-        moved: 0,
-    };
-
     /// Of a command that was dropped, see [`tcmu::ring::Command`].
     pub(super) const DROPPED: Self = Self {
         status: Status::CheckCondition,
@@ -161,7 +154,12 @@ mod tests {
             },
             0,
         );
-        tally.ended("disk", &read, since, End::ABORTED, 0);
+        let aborted = End {
+            status: Status::TaskAborted,
+            key: None,
+            moved: 0,
+        };
+        tally.ended("disk", &read, since, aborted, 0);
         let reads = || meter.classes().next().unwrap();
         assert_eq!(reads().commands, 0);
         thread::sleep(Duration::from_millis(2));

@@ -1,5 +1,6 @@
-//! Task management: aborted commands end as soon as they can, and nothing else suffers.
+//! Task management: aborted commands are carried out, and nothing else suffers.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::PipeWriter;
 use std::sync::{Arc, Mutex};
@@ -8,14 +9,19 @@ use std::task::{Poll, Waker};
 use tcmu::mock::{CommandTag, Data, Finished};
 use tcmu::ring::TmrKind;
 use tcmu::scsi::Status;
-use tcmu_handler::{Backstore, Buffer, Capabilities, Error, File, Io, Result, WriteFlags};
+use tcmu_handler::{
+    Backstore, Buffer, Capabilities, Error, Extent, File, Io, Result, Unmap, WriteFlags,
+};
 
 use crate::lun::{BLOCK, Lun, SIZE};
 
 const GOOD: u8 = Status::Good.code();
+const CHECK_CONDITION: u8 = Status::CheckCondition.code();
 
-/// Reads of this block wait until the gate is opened.
+/// Reads and unmaps of this block wait until the gate is opened.
 const STUCK: u32 = 8;
+/// So do writes that begin with this one: 1 MiB from the beginning.
+const STUCK_WRITE: u32 = 2048;
 /// Reads of this block wait, in the kernel, for a pipe that nobody writes to.
 const PIPE: u32 = 16;
 
@@ -57,15 +63,28 @@ impl SharedGate {
 struct Stubborn {
     gate: SharedGate,
     pipe: File,
+    bytes: RefCell<Vec<u8>>,
+}
+
+impl Stubborn {
+    fn block(offset: u64) -> u32 {
+        (offset / BLOCK as u64) as u32
+    }
 }
 
 impl Backstore for Stubborn {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(SIZE)
+        Capabilities {
+            unmap: Some(Unmap {
+                granularity: BLOCK as u64,
+                reads_zeroes: true,
+            }),
+            ..Capabilities::new(SIZE)
+        }
     }
 
     async fn read(&self, io: &Io, buffer: Buffer<'_>, offset: u64) -> Result<()> {
-        match (offset / BLOCK as u64) as u32 {
+        match Self::block(offset) {
             STUCK => self.gate.pass().await,
             PIPE => {
                 let read = io.read_exact(&self.pipe, buffer, 0).await;
@@ -73,11 +92,24 @@ impl Backstore for Stubborn {
             }
             _ => {}
         }
-        buffer.fill(offset as u8);
+        buffer.copy_from(0, &self.bytes.borrow()[offset as usize..][..buffer.len()]);
         Ok(())
     }
 
-    async fn write(&self, _: &Io, _: Buffer<'_>, _: u64, _: WriteFlags) -> Result<()> {
+    async fn write(&self, _: &Io, buffer: Buffer<'_>, offset: u64, _: WriteFlags) -> Result<()> {
+        if Self::block(offset) == STUCK_WRITE {
+            self.gate.pass().await;
+        }
+        let bytes = &mut self.bytes.borrow_mut()[offset as usize..][..buffer.len()];
+        buffer.copy_to(0, bytes);
+        Ok(())
+    }
+
+    async fn unmap(&self, _: &Io, extent: Extent) -> Result<()> {
+        if Self::block(extent.offset) == STUCK {
+            self.gate.pass().await;
+        }
+        self.bytes.borrow_mut()[extent.offset as usize..extent.end() as usize].fill(0);
         Ok(())
     }
 }
@@ -88,6 +120,7 @@ fn stubborn() -> (Lun, SharedGate, PipeWriter) {
     let backstore = Stubborn {
         gate: gate.clone(),
         pipe: Arc::new(reader.into()),
+        bytes: RefCell::new(vec![0; SIZE as usize]),
     };
     (Lun::new(backstore), gate, writer)
 }
@@ -124,29 +157,108 @@ fn a_command_ends_with_what_the_backstore_does_for_it() {
     }
 }
 
+/// Where an initiator is told that an aborted command has succeeded, it has to have.
 #[test]
-fn a_command_that_waits_for_another_ends_at_once() {
+fn what_waits_for_another_command_is_carried_out_in_its_order() {
     let (mut lun, gate, _pipe) = stubborn();
     let stuck = lun.read(STUCK, 1);
     works_on(&mut lun);
-    // COMPARE AND WRITE of the same block.
+    // COMPARE AND WRITE of two blocks waits for the read, and the others wait for it.
     let mut cdb = [0; 16];
-    (cdb[0], cdb[9], cdb[13]) = (0x89, STUCK as u8, 1);
-    let waiting = [
-        lun.submit(&cdb, Data::Out(&[0; 2 * BLOCK])),
-        lun.submit(&cdb, Data::Out(&[0; 2 * BLOCK])),
+    (cdb[0], cdb[9], cdb[13]) = (0x89, STUCK as u8, 2);
+    let data = [[0; 2 * BLOCK], [1; 2 * BLOCK]].concat();
+    let aborted = [
+        lun.submit(&cdb, Data::Out(&data)),
+        lun.write(STUCK, &[2; BLOCK]),
+        lun.read(STUCK + 1, 1),
     ];
     works_on(&mut lun);
-    assert_eq!(lun.kernel.in_flight(), 3);
-    abort(&mut lun, TmrKind::AbortTask, &waiting[..1]);
-    assert_eq!(lun.wait(waiting[0]).status, Status::TaskAborted.code());
-    assert_eq!(lun.kernel.in_flight(), 2);
-    // Nobody waits for the one that is gone.
+    abort(&mut lun, TmrKind::LunReset, &aborted);
+    works_on(&mut lun);
+    assert_eq!(lun.kernel.in_flight(), 4, "somebody did not wait");
     gate.open();
-    assert_eq!(lun.wait(stuck).status, GOOD);
-    lun.wait(waiting[1]);
+    let data = |finished: Finished| {
+        assert_eq!(finished.status, GOOD);
+        finished.data_in
+    };
+    assert_eq!(data(lun.wait(stuck)), [0; BLOCK]);
+    assert_eq!(data(lun.wait(aborted[2])), [1; BLOCK]);
+    data(lun.wait(aborted[0]));
+    data(lun.wait(aborted[1]));
+    let tag = lun.read(STUCK, 2);
+    assert_eq!(data(lun.wait(tag)), [[2; BLOCK], [1; BLOCK]].concat());
     assert_eq!(lun.kernel.in_flight(), 0);
     assert_eq!(lun.kernel.broken(), None);
+    assert_eq!(lun.kernel.late_writes(), 0);
+}
+
+#[test]
+fn what_is_done_in_pieces_is_carried_out_to_its_end() {
+    let (mut lun, gate, _pipe) = stubborn();
+    for block in [STUCK, 32, 48] {
+        let tag = lun.write(block, &[3; BLOCK]);
+        lun.wait(tag);
+    }
+    // WRITE SAME of three pieces, the second of which is stuck.
+    const PIECE: u32 = 1024;
+    let mut cdb = [0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    cdb[2..6].copy_from_slice(&(STUCK_WRITE - PIECE).to_be_bytes());
+    cdb[7..9].copy_from_slice(&(3 * PIECE as u16).to_be_bytes());
+    let mut list = vec![0, 54, 0, 48, 0, 0, 0, 0];
+    for block in [u64::from(STUCK), 32, 48] {
+        list.extend(block.to_be_bytes());
+        list.extend([0, 0, 0, 1, 0, 0, 0, 0]);
+    }
+    let aborted = [
+        lun.submit(&cdb, Data::Out(&[4; BLOCK])),
+        lun.submit(&[0x42, 0, 0, 0, 0, 0, 0, 0, 56, 0], Data::Out(&list)),
+    ];
+    works_on(&mut lun);
+    abort(&mut lun, TmrKind::LunReset, &aborted);
+    works_on(&mut lun);
+    assert_eq!(lun.kernel.in_flight(), 2, "nothing was stuck");
+    gate.open();
+    for tag in aborted {
+        assert_eq!(lun.wait(tag).status, GOOD);
+    }
+    for piece in 0..3 {
+        let tag = lun.read(STUCK_WRITE + piece * PIECE - 1, 1);
+        assert_eq!(lun.wait(tag).data_in, [4; BLOCK], "before piece {piece}");
+    }
+    let tag = lun.read(STUCK_WRITE + 2 * PIECE - 1, 2);
+    assert_eq!(lun.wait(tag).data_in, [[4; BLOCK], [0; BLOCK]].concat());
+    for block in [STUCK, 32, 48] {
+        let tag = lun.read(block, 1);
+        assert_eq!(lun.wait(tag).data_in, [0; BLOCK], "block {block}");
+    }
+}
+
+/// The operation goes on without its command, and the unit says so (SBC-3, 4.11.2).
+#[test]
+fn nobody_waits_for_a_format_that_was_aborted() {
+    const LAST: u32 = SIZE as u32 / BLOCK as u32 - 1;
+    let (mut lun, gate, _pipe) = stubborn();
+    for block in [0, LAST] {
+        let tag = lun.write(block, &[5; BLOCK]);
+        lun.wait(tag);
+    }
+    let format = lun.submit(&[0x04, 0, 0, 0, 0, 0], Data::None);
+    let ready = |lun: &mut Lun| {
+        let tag = lun.submit(&[0; 6], Data::None);
+        lun.wait(tag)
+    };
+    ready(&mut lun);
+    abort(&mut lun, TmrKind::AbortTask, &[format]);
+    assert_eq!(lun.wait(format).status, Status::TaskAborted.code());
+    let refused = ready(&mut lun);
+    assert_eq!(refused.status, CHECK_CONDITION);
+    assert_eq!(refused.sense[12..14], [4, 4]);
+    gate.open();
+    while ready(&mut lun).status != GOOD {}
+    for block in [0, LAST] {
+        let tag = lun.read(block, 1);
+        assert_eq!(lun.wait(tag).data_in, [0; BLOCK], "block {block}");
+    }
 }
 
 /// An initiator may be told that an aborted write was done: then it has to be.

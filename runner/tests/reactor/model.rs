@@ -2,10 +2,12 @@
 //!
 //! Commands that are in flight together may run in any order, so the model knows for each block
 //! what it may hold. Each write has values of its own, so that what is read tells where it is from.
+//! Some are aborted, and have to end like the others: see `device_server/abort.rs`.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tcmu::mock::Data;
+use tcmu::ring::TmrKind;
 use tcmu::scsi::Status;
 use tcmu_handler::{Backstore, Handler, OpenRequest};
 use tcmu_handler_ram::RamHandler;
@@ -43,6 +45,7 @@ pub(crate) struct Command {
     kind: Kind,
     block: u32,
     blocks: u32,
+    aborted: bool,
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -59,10 +62,12 @@ fn command() -> impl Strategy<Value = Command> {
         let longest = LONGEST.min(BLOCKS - block);
         (Just(block), 1..=longest)
     });
-    (kind, range).prop_map(|(kind, (block, blocks))| Command {
+    let aborted = prop::bool::weighted(0.2);
+    (kind, range, aborted).prop_map(|(kind, (block, blocks), aborted)| Command {
         kind,
         block,
         blocks,
+        aborted,
     })
 }
 
@@ -259,6 +264,15 @@ pub(crate) fn run<B: Backstore>(
                 _ => Data::Out(&out),
             };
             tags.push(lun.submit(&command.cdb(), data));
+        }
+        let aborted = tags.iter().zip(&batch);
+        let aborted = aborted.filter(|(_, (_, command))| command.aborted);
+        let aborted: Vec<_> = aborted.map(|(tag, _)| *tag).collect();
+        if !aborted.is_empty() {
+            // By then, some wait for each other.
+            lun.turn(false);
+            let notified = (lun.kernel).notify_task_management(TmrKind::LunReset, &aborted);
+            prop_assert!(notified.is_ok());
         }
         let mut ran = Vec::new();
         for (tag, (number, command)) in tags.into_iter().zip(&batch) {

@@ -24,6 +24,7 @@ mod nbd;
 mod primary;
 mod qcow;
 mod recovery;
+mod resets;
 mod saved;
 mod storm;
 mod targetcli;

@@ -2,15 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::daemon::Daemon;
 use tcmu_guest_tests::lun::{self, Disk, MIB};
 use tcmu_guest_tests::sh::{self, SG_ILLEGAL_REQUEST, SG_UNIT_ATTENTION};
-use tcmu_guest_tests::{TestResult, guest_test, skip};
+use tcmu_guest_tests::{TestResult, guest_test};
 
 fn folder(disk: &Disk) -> anyhow::Result<PathBuf> {
     lun::folder(disk.name())
@@ -238,96 +235,5 @@ fn reservations_are_claimed_where_the_kernel_serves_them() -> TestResult {
     set(&disk, "attrib/emulate_pr", "0")?;
     ensure!(!lists("Persistent reserve in")?, "claimed, and not served");
     disk.delete()?;
-    daemon.stop()
-}
-
-guest_test!(resets_under_load_lose_nothing);
-fn resets_under_load_lose_nothing() -> TestResult {
-    let daemon = Daemon::start()?;
-    let disk = Disk::of_image("reset", 64 * MIB)?;
-    ensure!(attribute(&disk, "attrib/tmr_notification")? == "1");
-    let file = format!("--filename={}", disk.path());
-    let mut load = Command::new("fio")
-        .args(["--name=load", &file, "--direct=1", "--ioengine=libaio"])
-        .args(["--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=64M"])
-        .args(["--io_size=48M", "--verify=crc32c", "--do_verify=1"])
-        .args(["--verify_fatal=1", "--verify_state_save=0"])
-        .stdin(Stdio::null())
-        .spawn()
-        .context("cannot run fio")?;
-    for _ in 0..3 {
-        thread::sleep(Duration::from_millis(200));
-        sh::run(&["sg_reset", "--device", disk.path()])?;
-    }
-    ensure!(load.wait()?.success(), "fio failed");
-    ensure!(
-        daemon.log().contains("task management"),
-        "the daemon heard of no reset"
-    );
-    disk.write(0, 3)?;
-    ensure!(disk.holds(0, 3)?);
-    disk.delete()?;
-    daemon.stop()
-}
-
-guest_test!(a_reset_waits_for_a_stuck_backstore_and_no_longer);
-fn a_reset_waits_for_a_stuck_backstore_and_no_longer() -> TestResult {
-    if sh::run_any(&["dmsetup", "targets"]).is_ok_and(|output| !output.status.success()) {
-        skip!("this kernel has no device mapper");
-    }
-    let daemon = Daemon::start()?;
-    lun::image("below", 16 * MIB)?;
-    let loopdev = sh::run(&["losetup", "--find", "--show", "/run/below.img"])?;
-    let table = format!("0 {} linear {} 0", 16 * MIB / 512, loopdev.trim());
-    sh::run(&[
-        "dmsetup",
-        "create",
-        "--noudevsync",
-        "--noudevrules",
-        "stuck",
-        "--table",
-        &table,
-    ])?;
-    let disk = Disk::create("stuck", "file", "/dev/dm-0", &[])?;
-    let other = Disk::of_image("other", 16 * MIB)?;
-    disk.write(0, 1)?;
-
-    sh::run(&["dmsetup", "suspend", "--noflush", "--nolockfs", "stuck"])?;
-    let target = format!("if={}", disk.path());
-    let mut reader = Command::new("dd")
-        .args([&target, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"])
-        .stdin(Stdio::null())
-        .spawn()
-        .context("cannot run dd")?;
-    thread::sleep(Duration::from_millis(500));
-    ensure!(reader.try_wait()?.is_none(), "dd ended on a suspended disk");
-    let mut reset = Command::new("sg_reset")
-        .args(["--device", disk.path()])
-        .stdin(Stdio::null())
-        .spawn()
-        .context("cannot run sg_reset")?;
-    thread::sleep(Duration::from_millis(500));
-    other.write(0, 2)?;
-    ensure!(other.holds(0, 2)?, "the other LUN was disturbed");
-    sh::run(&[
-        "dmsetup",
-        "resume",
-        "--noudevsync",
-        "--noudevrules",
-        "stuck",
-    ])?;
-    ensure!(reset.wait()?.success(), "the reset failed");
-    ensure!(reader.wait()?.success(), "the read failed");
-    ensure!(disk.holds(0, 1)?);
-    disk.delete()?;
-    other.delete()?;
-    sh::run(&[
-        "dmsetup",
-        "remove",
-        "--noudevsync",
-        "--noudevrules",
-        "stuck",
-    ])?;
-    sh::run(&["losetup", "--detach", loopdev.trim()])?;
     daemon.stop()
 }
