@@ -106,7 +106,10 @@ impl QcowImage {
         let host = match plans.first() {
             None => return Ok(0),
             Some(plan) => match plan.target {
-                Target::Existing(host) => host,
+                Target::Existing(host) => {
+                    self.check_place(io, host, layout.cluster_size()).await?;
+                    host
+                }
                 Target::New => {
                     let (host, count) = allocator.take(io, disk, plans.len() as u64).await?;
                     plans.truncate(count as usize);
@@ -175,10 +178,15 @@ impl QcowImage {
 
     async fn own_table(&self, io: &Io, offset: u64) -> Result<()> {
         let Layer { disk, mapping, .. } = &self.top;
-        let table = || {
-            mapping
+        let len = mapping.layout.cluster_size();
+        let table = || -> Result<Option<(u64, bool)>> {
+            let table = mapping
                 .table(offset)
-                .map_err(|corrupt| corrupt.at(&disk.storage.path, offset))
+                .map_err(|corrupt| corrupt.at(&disk.storage.path, offset))?;
+            if let Some((host, _)) = table {
+                disk.check_table("an L2 table", host, len)?;
+            }
+            Ok(table)
         };
         if let Some((_, true)) = table()? {
             return Ok(());
@@ -191,7 +199,6 @@ impl QcowImage {
         };
         let allocator = &self.writer()?.allocator;
         let (host, _) = allocator.take(io, disk, 1).await?;
-        let len = mapping.layout.cluster_size();
         if let Some(old) = old {
             let bytes = disk.read_metadata(io, len as usize, old).await?;
             disk.write_metadata(io, &bytes, host, false).await?;

@@ -73,16 +73,13 @@ pub(crate) struct Allocator {
     batch: Cell<u64>,
     freed: RefCell<VecDeque<Freed>>,
     pub(crate) grace: Grace,
-    /// Clusters that guest data must never lie in: the L1 table and the refcount table.
-    tables: Cell<[Extent; 2]>,
 }
 
 impl Allocator {
     /// The clusters of an image file of `len` bytes.
-    pub(crate) fn new(layout: Layout, refcounts: Refcounts, len: u64, l1: Extent) -> Self {
+    pub(crate) fn new(layout: Layout, refcounts: Refcounts, len: u64) -> Self {
         let cluster = layout.cluster_size();
         let end = len.div_ceil(cluster);
-        let table = table_extent(&refcounts);
         Self {
             layout,
             space: Mutex::new(Space {
@@ -96,26 +93,25 @@ impl Allocator {
             batch: Cell::new((FIRST_BATCH / cluster).clamp(8, BATCH_CLUSTERS)),
             freed: RefCell::default(),
             grace: Grace::default(),
-            tables: Cell::new([l1, table]),
         }
     }
 
-    /// Whether part of a range of the image file belongs to the header, the L1 table or the
-    /// refcount table.
-    pub(crate) fn is_table(&self, host: u64, len: u64) -> bool {
-        let end = host.saturating_add(len);
-        host < self.layout.cluster_size()
-            || self
-                .tables
-                .get()
-                .iter()
-                .any(|table| host < table.end() && table.offset < end)
-    }
-
-    /// Notes where the L1 table lies.
-    pub(crate) fn set_l1(&self, l1: Extent) {
-        let [_, table] = self.tables.get();
-        self.tables.set([l1, table]);
+    /// Whether all clusters of a range have exactly one reference.
+    pub(crate) async fn counts_once(
+        &self,
+        io: &Io,
+        disk: &Disk,
+        host: u64,
+        len: u64,
+    ) -> Result<bool> {
+        let mut space = self.space.lock().await;
+        let bits = self.layout.cluster_bits;
+        for cluster in host >> bits..=(host + len - 1) >> bits {
+            if space.refcounts.get(io, disk, cluster).await? != 1 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Up to `wanted` clusters in a row, zero and counted: where they begin, and how many.
@@ -320,13 +316,10 @@ impl Allocator {
     /// Makes clusters behind the end readable as zeroes.
     async fn make_room(&self, io: &Io, disk: &Disk, first: u64, count: u64) -> Result<()> {
         let extent = self.extent(first, count);
-        if disk.storage.is_device {
-            return disk.zero(io, &disk.storage, extent, Below::Kept).await;
-        }
         // The file has to be as long as what refers to it; a table's part is a sector or more.
         let last = vec![0; self.layout.slice_size() as usize];
         let offset = extent.end() - last.len() as u64;
-        disk.write_metadata(io, &last, offset, true).await
+        disk.extend(io, &last, offset).await
     }
 
     /// Makes a larger refcount table, with room for `count` clusters behind it.
@@ -378,8 +371,8 @@ impl Allocator {
         )
         .await?;
         space.refcounts.replace(table, offset);
-        let [l1, _] = self.tables.get();
-        self.tables.set([l1, table_extent(&space.refcounts)]);
+        let len = clusters * cluster;
+        disk.bounds.set_refcount_table(Extent { offset, len });
         self.free(old_offset, old_len, Mark::PAST);
         Ok(())
     }
@@ -453,6 +446,10 @@ impl Allocator {
         clusters.sort_unstable();
         let mut runs: Vec<Run> = Vec::new();
         for cluster in clusters {
+            // A damaged mapping kept it; what lies there is not the guest's to let go.
+            if disk.bounds.is_table(cluster << self.layout.cluster_bits, 1) {
+                continue;
+            }
             let count = space.refcounts.get(io, disk, cluster).await?;
             if count == 0 {
                 continue; // Damaged refcounts; to go below zero would be worse.
@@ -515,9 +512,4 @@ fn missing_blocks(space: &Space, count: u64) -> Vec<u64> {
         }
         missing = now;
     }
-}
-
-fn table_extent(refcounts: &Refcounts) -> Extent {
-    let (offset, len) = refcounts.place();
-    Extent { offset, len }
 }

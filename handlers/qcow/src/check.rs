@@ -1,6 +1,6 @@
 //! Counts what refers to each host cluster, and compares that with the refcounts.
 
-use tcmu_handler::{ErrorKind, Result};
+use tcmu_handler::{ErrorKind, Extent, Result};
 
 use crate::bitmap::Bitmap;
 use crate::entry::{COPIED, Entry, OFFSET};
@@ -92,10 +92,8 @@ pub(crate) fn check(image: &impl Image, header: &Header, contents: &Contents) ->
         tables_left: (clusters + 1) * (1 + contents.snapshots.len() as u64),
     };
     checker.count_all(contents)?;
-    let table = checker.table(
-        header.reftable_offset,
-        u64::from(header.reftable_clusters) * header.layout.cluster_size() / 8,
-    )?;
+    let Extent { offset, len } = header.refcount_table();
+    let table = checker.table(offset, len / 8)?;
     checker.count_refcounts(&table);
     checker.compare_refcounts(&table)?;
     checker.check_flags()?;

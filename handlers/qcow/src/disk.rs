@@ -8,6 +8,7 @@ use tcmu_handler::{Buffer, ErrorKind, Extent, Io, OwnedBuffer, Result};
 use tokio::sync::Mutex;
 
 use crate::barrier::Barrier;
+use crate::bounds::Bounds;
 use crate::fault::failed;
 use crate::storage::Storage;
 use crate::transfers::{self, Transfers};
@@ -42,6 +43,7 @@ pub(crate) struct Disk {
     /// The external data file.
     pub(crate) data: Option<Storage>,
     pub(crate) barrier: Barrier,
+    pub(crate) bounds: Bounds,
     /// The first sector of the header as it is in the file.
     header: RefCell<Vec<u8>>,
     header_writer: Mutex<()>,
@@ -51,11 +53,23 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn new(storage: Storage, data: Option<Storage>, header: Vec<u8>) -> Self {
+    /// The files of an image that is only read.
+    pub(crate) fn new(storage: Storage, data: Option<Storage>) -> Self {
+        Self::for_writing(storage, data, Vec::new(), Bounds::nothing())
+    }
+
+    /// The files of an image whose header begins with the sector `header`.
+    pub(crate) fn for_writing(
+        storage: Storage,
+        data: Option<Storage>,
+        header: Vec<u8>,
+        bounds: Bounds,
+    ) -> Self {
         Self {
             storage,
             data,
             barrier: Barrier::default(),
+            bounds,
             header: RefCell::new(header),
             header_writer: Mutex::new(()),
             scratch: RefCell::default(),
@@ -87,8 +101,31 @@ impl Disk {
         Ok(bytes)
     }
 
-    /// Writes metadata. With `durable`, these bytes are durable afterwards, and no others.
+    /// Writes metadata into the clusters that the file has. With `durable`, these bytes are durable
+    /// afterwards, and no others.
     pub(crate) async fn write_metadata(
+        &self,
+        io: &Io,
+        bytes: &[u8],
+        offset: u64,
+        durable: bool,
+    ) -> Result<()> {
+        if !self.bounds.holds(offset, bytes.len() as u64) {
+            return Err(self.corrupt(&format!(
+                "a table at {offset:#x} lies behind the end of the file"
+            )));
+        }
+        self.write_anywhere(io, bytes, offset, durable).await
+    }
+
+    /// Makes the file reach behind `bytes`, which become durable at `offset`.
+    pub(crate) async fn extend(&self, io: &Io, bytes: &[u8], offset: u64) -> Result<()> {
+        self.write_anywhere(io, bytes, offset, true).await?;
+        self.bounds.reach(offset + bytes.len() as u64);
+        Ok(())
+    }
+
+    async fn write_anywhere(
         &self,
         io: &Io,
         bytes: &[u8],

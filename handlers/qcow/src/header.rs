@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use tcmu_handler::{ErrorKind, Result};
+use tcmu_handler::{ErrorKind, Extent, Result};
 
 use crate::fault::{invalid, refused};
 use crate::layout::Layout;
@@ -241,6 +241,22 @@ impl Header {
     /// The external data file is a raw image of the disk, also without the metadata.
     pub(crate) fn is_raw_external(&self) -> bool {
         self.layout.external && self.autoclear & autoclear::RAW_EXTERNAL != 0
+    }
+
+    /// Where the L1 table lies.
+    pub(crate) fn l1(&self) -> Extent {
+        Extent {
+            offset: self.l1_offset,
+            len: u64::from(self.l1_size) * 8,
+        }
+    }
+
+    /// Where the refcount table lies.
+    pub(crate) fn refcount_table(&self) -> Extent {
+        Extent {
+            offset: self.reftable_offset,
+            len: u64::from(self.reftable_clusters) * self.layout.cluster_size(),
+        }
     }
 
     fn check_tables(&self, path: &Path) -> Result<()> {

@@ -24,6 +24,7 @@ mod allocate;
 mod allocator;
 mod barrier;
 mod bitmap;
+mod bounds;
 mod chain;
 mod check;
 mod compress;

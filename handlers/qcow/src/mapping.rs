@@ -233,6 +233,14 @@ fn run(slice: &Slice, offset: u64, end: u64, layout: &Layout) -> Result<Piece, C
         },
         other => other,
     };
+    if let State::Data { host, .. } = first
+        && layout.external
+        && host != offset
+    {
+        return Err(Corrupt(
+            "a cluster of an external data file does not lie at its guest offset",
+        ));
+    }
     let mut reach = offset - into + layout.sub_size();
     if let State::Compressed(_) = first {
         reach = layout.cluster_start(offset) + layout.cluster_size();

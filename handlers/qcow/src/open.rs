@@ -12,6 +12,7 @@ use tcmu_handler::{
 
 use crate::allocator::Allocator;
 use crate::bitmap::{self, Bitmap};
+use crate::bounds::Bounds;
 use crate::chain;
 use crate::compress::Unpacker;
 use crate::create::{check_backing, create};
@@ -118,11 +119,9 @@ impl Looked {
         let bitmaps = bitmap::read(&storage, &header)?;
         let data = open_data_file(path, &header, claim, &options.config)?;
         let refcounts = if writes {
-            Some(read_table(
-                &storage,
-                header.reftable_offset,
-                u64::from(header.reftable_clusters) * header.layout.cluster_size() / 8,
-            )?)
+            check_ends(&storage, &header)?;
+            let Extent { offset, len } = header.refcount_table();
+            Some(read_table(&storage, offset, len / 8)?)
         } else {
             None
         };
@@ -152,23 +151,16 @@ impl Looked {
     fn open(mut self) -> Result<QcowImage> {
         let size = self.size();
         let layout = self.header.layout;
-        let mut writer = None;
+        let (mut writer, mut bounds) = (None, Bounds::nothing());
         if let Some(table) = self.refcounts.take() {
             self.prepare()?;
-            let Header {
-                refcount_order,
-                reftable_offset,
-                l1_offset,
-                l1_size,
-                ..
-            } = self.header;
-            let refcounts = Refcounts::new(layout, refcount_order, table, reftable_offset);
-            let l1 = Extent {
-                offset: l1_offset,
-                len: u64::from(l1_size) * 8,
-            };
+            let refcount_table = self.header.refcount_table();
+            let order = self.header.refcount_order;
+            let refcounts = Refcounts::new(layout, order, table, refcount_table.offset);
+            let len = self.storage.len()?;
+            bounds = Bounds::new(layout.cluster_size(), len, self.header.l1(), refcount_table);
             writer = Some(Writer {
-                allocator: Allocator::new(layout, refcounts, self.storage.len()?, l1),
+                allocator: Allocator::new(layout, refcounts, len),
                 changing: RangeLocks::default(),
             });
         }
@@ -188,7 +180,7 @@ impl Looked {
             ..Capabilities::new(size)
         };
         let mut top = layer_of(self.storage, self.data, &self.header, self.shown.as_ref())?;
-        top.disk = Disk::new(top.disk.storage, top.disk.data, self.sector);
+        top.disk = Disk::for_writing(top.disk.storage, top.disk.data, self.sector, bounds);
         Ok(QcowImage {
             top,
             backing: self.backing,
@@ -283,7 +275,7 @@ pub(crate) fn layer_of(
     };
     let l1 = read_table(&storage, l1_offset, l1_size.into())?;
     Ok(Layer {
-        disk: Disk::new(storage, data, Vec::new()),
+        disk: Disk::new(storage, data),
         mapping: Mapping::new(layout, size, l1, l1_offset),
         unpacker: Unpacker::new(header.compression, layout.cluster_size()),
     })
@@ -294,6 +286,27 @@ pub(crate) fn read_table(storage: &Storage, offset: u64, entries: u64) -> Result
     let bytes = storage.read(entries as usize * 8, offset)?;
     let words = bytes.as_chunks::<8>().0.iter();
     Ok(words.map(|word| u64::from_be_bytes(*word)).collect())
+}
+
+/// Refuses to write to an image that has lost tables which the header names.
+fn check_ends(storage: &Storage, header: &Header) -> Result<()> {
+    let cluster = header.layout.cluster_size();
+    let end = storage.len()?.div_ceil(cluster) * cluster;
+    for (what, table) in [
+        ("L1 table", header.l1()),
+        ("refcount table", header.refcount_table()),
+    ] {
+        if table.len != 0 && table.end() > end {
+            return Err(invalid(
+                &storage.path,
+                format!(
+                    "the {what} lies behind the end of the file, which was cut off or damaged; \
+                     readonly=on shows what there is"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The image says of itself that it is corrupt.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tcmu_handler::{ErrorKind, Io, Result};
 
 use crate::disk::Disk;
-use crate::fault::{invalid, refused};
+use crate::fault::refused;
 use crate::layout::Layout;
 use crate::number_map::NumberMap;
 
@@ -174,12 +174,11 @@ impl Refcounts {
         let Some(block) = self.block(number / per_block) else {
             return Ok(None);
         };
-        if block % self.layout.cluster_size() != 0 || block >> 56 != 0 {
-            return Err(invalid(
-                &disk.storage.path,
-                format!("a refcount block cannot lie at {block:#x}"),
-            ));
+        let cluster = self.layout.cluster_size();
+        if block % cluster != 0 {
+            return Err(disk.corrupt(&format!("a refcount block at {block:#x} is not aligned")));
         }
+        disk.check_table("a refcount block", block, cluster)?;
         Ok(Some(block + number % per_block * self.layout.slice_size()))
     }
 

@@ -4,7 +4,7 @@
 //! they are wrong. The tables that map the guest's clusters are right, so everything can be counted
 //! anew. While the dirty bit is set, the refcounts mean nothing: the order of the writes is free.
 
-use tcmu_handler::{ErrorKind, Result};
+use tcmu_handler::{ErrorKind, Extent, Result};
 
 use crate::bitmap;
 use crate::check::{Contents, Report, check};
@@ -40,8 +40,8 @@ fn blocks(storage: &Storage, header: &Header, report: &Report) -> Result<Vec<(u6
     let order = header.refcount_order;
     let per_block = (cluster * 8) >> order;
     let largest = u64::MAX >> (64 - (1u32 << order));
-    let len = u64::from(header.reftable_clusters) * cluster / 8;
-    let table = read_table(storage, header.reftable_offset, len)?;
+    let Extent { offset, len } = header.refcount_table();
+    let table = read_table(storage, offset, len / 8)?;
     let mut changed = Vec::new();
     for (index, counts) in report.counts.chunks(per_block as usize).enumerate() {
         let offset = table.get(index).copied().unwrap_or(0);

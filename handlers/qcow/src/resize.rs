@@ -104,7 +104,7 @@ impl QcowImage {
         let old = mapping.l1_offset.replace(offset);
         mapping.l1.replace(table);
         let len = clusters * layout.cluster_size();
-        allocator.set_l1(Extent { offset, len });
+        disk.bounds.set_l1(Extent { offset, len });
         if have != 0 {
             allocator.free(old, have * 8, Mark::PAST);
         }

@@ -3,6 +3,7 @@
 mod allowed;
 mod contract;
 mod creating;
+mod damage;
 mod differential;
 mod engine;
 mod faults;

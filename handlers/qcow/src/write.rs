@@ -1,10 +1,9 @@
 //! Writes: in place where the guest's clusters are the image's own, through new clusters elsewhere.
 
-use tcmu_handler::{Buffer, ErrorKind, Io, Result};
+use tcmu_handler::{Buffer, Io, Result};
 
 use crate::allocate::Payload;
 use crate::entry::State;
-use crate::fault::refused;
 use crate::image::QcowImage;
 use crate::layer::Layer;
 use crate::mapping::{Found, Piece};
@@ -35,9 +34,9 @@ impl QcowImage {
             let _inside = self.writer()?.allocator.grace.enter();
             // Most requests lie within one piece: one transfer is all that they need.
             let place = match self.top.mapping.find(offset, buffer.len() as u64) {
-                Ok(Found::Piece(piece)) if piece.len == buffer.len() as u64 => {
-                    self.in_place(&piece, fua, &mut after)?
-                }
+                Ok(Found::Piece(piece)) if piece.len == buffer.len() as u64 => self
+                    .in_place(&piece, fua, &mut after)
+                    .filter(|(host, _)| self.admits(*host, piece.len)),
                 _ => None,
             };
             match place {
@@ -97,13 +96,14 @@ impl QcowImage {
             let at = offset + done as u64;
             let rest = buffer.slice(done..buffer.len()).unwrap_or(buffer);
             let piece = self.top.find(io, at, rest.len() as u64).await?;
-            let Some((host, durable)) = self.in_place(&piece, fua, &mut after)? else {
+            let Some((host, durable)) = self.in_place(&piece, fua, &mut after) else {
                 let payload = Payload::Bytes(rest);
                 done += Box::pin(self.allocate(io, payload, at)).await? as usize;
                 after.allocated = true;
                 after.flush |= fua;
                 continue;
             };
+            self.check_place(io, host, piece.len).await?;
             let end = done + piece.len as usize;
             transfers.write(disk.data(), done..end, host, durable).await;
             done = end;
@@ -113,31 +113,14 @@ impl QcowImage {
 
     /// Where a piece is written in place, and whether that write has to be durable by itself;
     /// nothing if it needs another mapping.
-    fn in_place(&self, piece: &Piece, fua: bool, after: &mut After) -> Result<Option<(u64, bool)>> {
+    fn in_place(&self, piece: &Piece, fua: bool, after: &mut After) -> Option<(u64, bool)> {
         let State::Data { host, owned: true } = piece.state else {
-            return Ok(None);
+            return None;
         };
-        self.refuse_tables(host, piece.len)?;
         after.settle |= piece.dirty;
         // One durable write is enough if what leads to the data is durable already.
         let alone = !piece.dirty && self.top.disk.barrier.is_settled();
         after.flush |= fua && !alone;
-        Ok(Some((host, fua && alone)))
-    }
-
-    /// Keeps guest data from the image's own tables, whatever a damaged mapping says.
-    pub(crate) fn refuse_tables(&self, host: u64, len: u64) -> Result<()> {
-        let disk = &self.top.disk;
-        if disk.data.is_none() && self.writer()?.allocator.is_table(host, len) {
-            return Err(refused(
-                ErrorKind::Write,
-                &disk.storage.path,
-                format!(
-                    "the image is corrupt: guest data overlap its tables at {host:#x}; \
-                     `qemu-img check` tells more"
-                ),
-            ));
-        }
-        Ok(())
+        Some((host, fua && alone))
     }
 }

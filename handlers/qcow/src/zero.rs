@@ -1,11 +1,10 @@
 //! Zeroes without data: unmapping, and WRITE SAME of zeroes.
 
-use tcmu_handler::{ErrorKind, Extent, Io, Result};
+use tcmu_handler::{Extent, Io, Result};
 
 use crate::allocate::Payload;
 use crate::disk::Below;
 use crate::entry::{Entry, State};
-use crate::fault::refused;
 use crate::image::{QcowImage, Writer};
 use crate::layer::Layer;
 use crate::mapping::Piece;
@@ -47,7 +46,7 @@ impl QcowImage {
                 } else {
                     piece.len.min(next - at)
                 };
-                self.refuse_tables(host, len)?;
+                self.check_place(io, host, len).await?;
                 let extent = Extent { offset: host, len };
                 disk.zero(io, disk.data(), extent, below).await?;
                 if piece.dirty {
@@ -104,13 +103,8 @@ impl QcowImage {
             replaced.extend(keeps);
         }
         for (offset, len) in &replaced {
-            if allocator.is_table(*offset, *len) {
-                return Err(refused(
-                    ErrorKind::Write,
-                    &disk.storage.path,
-                    "the image is corrupt: guest data overlap its tables; `qemu-img check` tells \
-                     more",
-                ));
+            if disk.bounds.is_table(*offset, *len) {
+                return Err(disk.corrupt(&format!("guest data at {offset:#x} lie in its tables")));
             }
         }
         for cluster in clusters {

@@ -44,10 +44,12 @@ pub fn qcow(data: &[u8]) {
     };
     change(&io, &image);
     drop(image);
-    // A mapping may lead anywhere in the file, whose length then says nothing.
     let file = fs::metadata(&path).expect("the file is still there");
-    let storage = file.blocks() * 512;
+    let (len, storage) = (file.len(), file.blocks() * 512);
     assert!(storage <= data.len() as u64 + GROWTH, "{storage} bytes");
+    // A mapping may lead anywhere, and is followed as far as the refcounts go.
+    let known = counted_end(data).max(data.len() as u64);
+    assert!(len <= known + GROWTH, "a file of {len} bytes");
     if let Some(image) = open(&folder, ";readonly=on") {
         read(&io, &image);
     }
@@ -72,6 +74,37 @@ fn open(folder: &TempDir, options: &str) -> Option<QcowImage> {
         block_size: 512,
     };
     QcowHandler.open(&request).ok()
+}
+
+/// The end of the last cluster that the refcounts of an image count.
+fn counted_end(image: &[u8]) -> u64 {
+    let number = |at: u64, len: usize| {
+        let bytes = (at as usize..).take(len).map(|at| image.get(at));
+        bytes.fold(0, |value: u64, byte| {
+            value << 8 | u64::from(byte.copied().unwrap_or(0))
+        })
+    };
+    let bits = number(20, 4);
+    let width = match number(4, 4) {
+        2 => 16,
+        _ => 1 << number(96, 4),
+    };
+    let (table, len) = (number(48, 8), number(56, 4) << bits);
+    let in_file = (image.len() as u64).saturating_sub(table).min(len);
+    let mut end = 0;
+    for entry in 0..in_file / 8 {
+        let block = (number(table + entry * 8, 8) & !0x1ff) as usize;
+        let rest = image.get(block..).unwrap_or(&[]);
+        let counts = &rest[..rest.len().min(1 << bits)];
+        if block != 0
+            && let Some(last) = counts.iter().rposition(|byte| *byte != 0)
+        {
+            let per_block = (8 << bits) / width;
+            let counted = ((last as u64 + 1) * 8).div_ceil(width);
+            end = end.max((entry * per_block + counted) << bits);
+        }
+    }
+    end
 }
 
 fn assert_unchanged(path: &Path, data: &[u8]) {
