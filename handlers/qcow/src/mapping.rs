@@ -68,18 +68,21 @@ impl Mapping {
     /// What there is at `offset`, and how far it reaches, up to `len` bytes.
     pub(crate) fn find(&self, offset: u64, len: u64) -> Result<Found, Corrupt> {
         let layout = &self.layout;
-        if self.table(offset)?.is_none() {
-            return Ok(Found::Piece(Piece {
+        let number = layout.slice_of(offset);
+        let end = offset.saturating_add(len).min(layout.slice_end(offset));
+        // Where a slice is in memory, there is a table: it need not be asked for.
+        let run = self
+            .slices
+            .with(number, |slice| run(slice, offset, end, layout));
+        match run {
+            Some(run) => run.map(Found::Piece),
+            None if self.table(offset)?.is_some() => Ok(Found::Missing(number)),
+            None => Ok(Found::Piece(Piece {
                 state: State::Unallocated,
                 len: len.min(layout.table_end(offset) - offset),
                 dirty: false,
-            }));
+            })),
         }
-        let number = layout.slice_of(offset);
-        let end = offset.saturating_add(len).min(layout.slice_end(offset));
-        self.slices
-            .with(number, |slice| run(slice, offset, end, layout))
-            .map_or(Ok(Found::Missing(number)), |run| run.map(Found::Piece))
     }
 
     /// Where the L2 table of a guest offset lies, if there is one, and whether nothing else refers
