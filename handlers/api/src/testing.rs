@@ -9,12 +9,14 @@ pub mod contract;
 mod elsewhere;
 mod model;
 mod random;
+mod record;
 mod together;
 mod unordered;
 
 pub use contract::{Broken, Contract, Image, Kept, Rule};
 pub use model::{Disk, Step, steps};
 pub use random::Random;
+pub use record::{FileId, Record, durable};
 pub use together::Together;
 pub use unordered::{Fault, Left, OperationKind, UnorderedEngine};
 

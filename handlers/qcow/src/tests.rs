@@ -5,7 +5,6 @@ mod contract;
 mod creating;
 mod damage;
 mod differential;
-mod engine;
 mod faults;
 mod hostile;
 mod late;

@@ -106,6 +106,18 @@ impl<'a, T> Together<'a, T> {
         }
     }
 
+    /// Runs until nothing moves any more, or one has ended; returns its output.
+    pub fn run_dry(&mut self) -> Option<T> {
+        loop {
+            if let Some(output) = self.poll() {
+                return Some(output);
+            }
+            if !self.is_awake() && !self.engine.step() {
+                return None;
+            }
+        }
+    }
+
     fn is_awake(&self) -> bool {
         let mut flags = self.running.iter().map(|(_, flag)| flag);
         flags.any(|flag| flag.woken.load(Ordering::Acquire))

@@ -16,11 +16,14 @@ use std::thread;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::elsewhere::Elsewhere;
+use super::record::{FileId, Record, durable};
 use super::{Aligned, Random, Together, buffer};
 use crate::{Engine, File, Io, Operation, OwnedBuffer, Ticket};
 
 /// Short transfers end at multiples of this many bytes, so that direct I/O can go on.
 const SHORT: u64 = 4096;
+/// The same for [repeatable](UnorderedEngine::repeatable) engines.
+const VERY_SHORT: u64 = 512;
 
 /// The kinds of operations that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +47,8 @@ pub struct Fault {
     pub nth: usize,
     /// The operating system's error that it ends with; it has done nothing then.
     pub errno: i32,
+    /// All that come after it fail as well.
+    pub for_good: bool,
 }
 
 /// What a power cut leaves of writes that no sync has covered.
@@ -67,6 +72,9 @@ pub struct UnorderedEngine {
     fault: Cell<Option<Fault>>,
     struck: Cell<bool>,
     remembers: Cell<bool>,
+    /// The next operation of this kind is held back.
+    hold: Cell<Option<OperationKind>>,
+    is_repeatable: bool,
 }
 
 #[derive(Default)]
@@ -74,27 +82,16 @@ struct State {
     slots: Vec<Slot>,
     /// Slots of operations that were not done yet.
     queue: Vec<usize>,
+    /// Slots of operations that are held back.
+    held: Vec<usize>,
     /// Slots that can be used again.
     free: Vec<usize>,
     /// How many of the fault's kind have come since it was set.
     seen: usize,
-    log: Vec<Change>,
+    log: Vec<Record>,
     /// The files that were changed, each with an open file description of our own, without the locks
     /// of the handler's.
     files: HashMap<FileId, fs::File>,
-}
-
-/// Device and inode.
-type FileId = (u64, u64);
-
-/// A change of a file that can be taken back.
-struct Change {
-    file: FileId,
-    offset: u64,
-    before: Vec<u8>,
-    after: Vec<u8>,
-    /// It survives a power cut.
-    durable: bool,
 }
 
 struct Queued {
@@ -105,7 +102,7 @@ struct Queued {
     len: u64,
     mode: i32,
     durable: bool,
-    /// How many changes there were when the operation began: a sync covers no more.
+    /// How many records there were when the operation began: a sync covers no more.
     begun: usize,
 }
 
@@ -138,12 +135,24 @@ impl State {
 impl UnorderedEngine {
     /// An engine whose order belongs to `seed`.
     pub fn new(seed: u64) -> Rc<Self> {
+        Self::make(seed, false)
+    }
+
+    /// The same, for backstores without direct I/O whose blocking jobs wait for nobody: the jobs run on
+    /// the calling thread, so that a seed leads to the same run each time, and transfers can be shorter.
+    pub fn repeatable(seed: u64) -> Rc<Self> {
+        Self::make(seed, true)
+    }
+
+    fn make(seed: u64, is_repeatable: bool) -> Rc<Self> {
         Rc::new(Self {
             state: RefCell::default(),
             random: RefCell::new(Random::new(seed)),
             fault: Cell::new(None),
             struck: Cell::new(false),
             remembers: Cell::new(false),
+            hold: Cell::new(None),
+            is_repeatable,
         })
     }
 
@@ -171,10 +180,37 @@ impl UnorderedEngine {
         self.struck.get()
     }
 
+    /// The next operation of this kind is not done until [`release`](Self::release).
+    pub fn hold(&self, kind: OperationKind) {
+        self.hold.set(Some(kind));
+    }
+
+    /// Whether an operation is held back; not if none of the kind has come yet.
+    pub fn holds(&self) -> bool {
+        !self.state.borrow().held.is_empty()
+    }
+
+    /// Lets what is held back be done.
+    pub fn release(&self) {
+        let mut state = self.state.borrow_mut();
+        let held = std::mem::take(&mut state.held);
+        state.queue.extend(held);
+    }
+
     /// From now on the engine remembers what [`cut_power`](Self::cut_power) takes back. What is in
     /// regular files now is safe.
     pub fn remember(&self) {
         self.remembers.set(true);
+    }
+
+    /// How many records there are of what was done since [`remember`](Self::remember).
+    pub fn position(&self) -> usize {
+        self.state.borrow().log.len()
+    }
+
+    /// The records; the engine has none afterwards.
+    pub fn take_log(&self) -> Vec<Record> {
+        std::mem::take(&mut self.state.borrow_mut().log)
     }
 
     /// The power fails: operations that wait are gone, and of what no sync has covered is left what
@@ -189,6 +225,7 @@ impl UnorderedEngine {
         let State {
             slots,
             queue,
+            held,
             free,
             log,
             files,
@@ -196,23 +233,49 @@ impl UnorderedEngine {
         } = &mut *state;
         slots.clear();
         queue.clear();
+        held.clear();
         free.clear();
         let mut random = self.random.borrow_mut();
-        let place = |change: &Change, bytes: &[u8]| match files.get(&change.file) {
-            Some(file) => file.write_all_at(bytes, change.offset),
+        let place = |file: &FileId, bytes: &[u8], offset: u64| match files.get(file) {
+            Some(file) => file.write_all_at(bytes, offset),
             None => Ok(()),
         };
-        for change in log.iter().rev() {
-            place(change, &change.before)?;
+        for record in log.iter().rev() {
+            match record {
+                Record::Write {
+                    file,
+                    offset,
+                    before,
+                    ..
+                }
+                | Record::Zero {
+                    file,
+                    offset,
+                    before,
+                } => place(file, before, *offset)?,
+                Record::Sync { .. } => {}
+            }
         }
-        for change in &*log {
+        for (record, is_durable) in log.iter().zip(durable(log)) {
             let lucky = match left {
                 Left::Nothing => false,
                 Left::Some => random.one_in(2),
                 Left::Everything => true,
             };
-            if change.durable || lucky {
-                place(change, &change.after)?;
+            match record {
+                _ if !is_durable && !lucky => {}
+                Record::Write {
+                    file,
+                    offset,
+                    after,
+                    ..
+                } => place(file, after, *offset)?,
+                Record::Zero {
+                    file,
+                    offset,
+                    before,
+                } => place(file, &vec![0; before.len()], *offset)?,
+                Record::Sync { .. } => {}
             }
         }
         log.clear();
@@ -254,7 +317,8 @@ impl UnorderedEngine {
     fn strike(&self, state: &mut State, kind: OperationKind) -> Option<io::Error> {
         let fault = self.fault.get().filter(|fault| fault.kind == kind)?;
         state.seen += 1;
-        if state.seen != fault.nth {
+        let is_hit = state.seen == fault.nth || (fault.for_good && state.seen > fault.nth);
+        if !is_hit {
             return None;
         }
         self.struck.set(true);
@@ -264,8 +328,13 @@ impl UnorderedEngine {
     fn execute(&self, state: &mut State, random: &mut Random, queued: &Queued) -> io::Result<u32> {
         let file = fs::File::from(queued.file.try_clone()?);
         // Sometimes the kernel does less than it was asked for.
+        let unit = if self.is_repeatable {
+            VERY_SHORT
+        } else {
+            SHORT
+        };
         let mut shorten = |len: usize| match random.one_in(20) {
-            true if len as u64 > SHORT => (SHORT * (1 + random.below(len as u64 / SHORT))) as usize,
+            true if len as u64 > unit => (unit * (1 + random.below(len as u64 / unit))) as usize,
             _ => len,
         };
         match (queued.kind, &queued.buffer) {
@@ -283,7 +352,7 @@ impl UnorderedEngine {
                 let before = self.before(state, queued, len as u64)?;
                 file.write_all_at(bytes.as_mut(), queued.offset)?;
                 if let Some((file, before)) = before {
-                    state.log.push(Change {
+                    state.log.push(Record::Write {
                         file,
                         offset: queued.offset,
                         before,
@@ -293,12 +362,13 @@ impl UnorderedEngine {
                 }
                 Ok(len as u32)
             }
+            // What no power cut can lose need not go to the medium.
             (OperationKind::Sync, _) => {
-                file.sync_data()?;
-                let id = id_of(&file)?;
-                let covered = state.log.iter_mut().take(queued.begun);
-                for change in covered.filter(|change| change.file == id) {
-                    change.durable = true;
+                if self.remembers.get() {
+                    state.log.push(Record::Sync {
+                        file: id_of(&file)?,
+                        covers: queued.begun,
+                    });
                 }
                 Ok(0)
             }
@@ -313,12 +383,10 @@ impl UnorderedEngine {
                 };
                 fallocate(&file, mode, queued.offset, queued.len)?;
                 if let Some((file, before)) = before {
-                    state.log.push(Change {
+                    state.log.push(Record::Zero {
                         file,
                         offset: queued.offset,
-                        after: vec![0; before.len()],
                         before,
-                        durable: false,
                     });
                 }
                 Ok(0)
@@ -412,8 +480,14 @@ impl Engine for UnorderedEngine {
                 unreachable!("done elsewhere")
             }
         };
+        let is_held = self.hold.get() == Some(queued.kind);
         let slot = state.place(Slot::Queued(Box::new(queued), None));
-        state.queue.push(slot);
+        if is_held {
+            self.hold.set(None);
+            state.held.push(slot);
+        } else {
+            state.queue.push(slot);
+        }
         Ticket(slot as u32)
     }
 
@@ -460,7 +534,11 @@ impl Engine for UnorderedEngine {
     }
 
     fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
-        thread::spawn(job);
+        if self.is_repeatable {
+            job();
+        } else {
+            thread::spawn(job);
+        }
     }
 
     fn allocate(&self, len: usize) -> io::Result<OwnedBuffer> {

@@ -2,9 +2,9 @@
 
 use std::fs;
 
+use tcmu_handler::testing::UnorderedEngine;
 use tempfile::tempdir;
 
-use super::engine::Disordered;
 use super::workload::{Workload, close, run};
 use super::{open, qemu};
 
@@ -42,7 +42,7 @@ fn every_kind_is_as_good_as_qemus() {
             assert_eq!(model.len() as u64, size);
             let expected = u8::from(options.contains("backing")) * 5;
             assert!(model[..1 << 20].iter().all(|byte| *byte == expected));
-            let engine = Disordered::new(number as u64);
+            let engine = UnorderedEngine::repeatable(number as u64);
             let image = open(&path, "", size).unwrap();
             let workload = Workload {
                 seed: number as u64,

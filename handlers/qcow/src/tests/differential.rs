@@ -1,9 +1,9 @@
 //! Random requests to every kind of image; qemu then sees the same bytes, and nothing to repair. And
 //! qemu's own engine, given the same requests, comes to the same disk.
 
+use tcmu_handler::testing::UnorderedEngine;
 use tempfile::tempdir;
 
-use super::engine::Disordered;
 use super::model::Request;
 use super::nbd::Server;
 use super::variants::{SIZE, VARIANTS};
@@ -19,7 +19,7 @@ fn quarter(first: usize) {
         for (depth, requests) in [(16, 400), (32, 400)] {
             let seed = (number * 100 + depth) as u64;
             eprintln!("{}, depth {depth}, seed {seed}", variant.name);
-            let engine = Disordered::new(seed);
+            let engine = UnorderedEngine::repeatable(seed);
             let image = open(&path, "", SIZE).unwrap();
             let workload = Workload {
                 seed,
@@ -59,7 +59,7 @@ fn both_engines(name: &str) {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), theirs.path().join(entry.file_name())).unwrap();
     }
-    let engine = Disordered::new(11);
+    let engine = UnorderedEngine::repeatable(11);
     let image = open(&path, "", SIZE).unwrap();
     let workload = Workload {
         seed: 11,

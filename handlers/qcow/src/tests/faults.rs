@@ -2,16 +2,16 @@
 
 use rustix::io::Errno;
 use tcmu_handler::ErrorKind;
+use tcmu_handler::testing::{Fault, OperationKind, UnorderedEngine};
 use tempfile::tempdir;
 
-use super::engine::{Disordered, Fault, Kind};
 use super::model::Request;
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, run};
 use super::{open, qemu};
 
 /// Lets the operations of a kind fail one after the other, each in a run of its own.
-fn fail(name: &str, kind: Kind, errno: Errno, for_good: bool) {
+fn fail(name: &str, kind: OperationKind, errno: Errno, for_good: bool) {
     let variant = VARIANTS
         .iter()
         .find(|variant| variant.name == name)
@@ -23,9 +23,9 @@ fn fail(name: &str, kind: Kind, errno: Errno, for_good: bool) {
     let mut struck = 0;
     for nth in [1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 23, 31, 47, 71, 97] {
         std::fs::write(&path, &start).unwrap();
-        let engine = Disordered::new(nth as u64);
+        let engine = UnorderedEngine::repeatable(nth as u64);
         let image = open(&path, "", SIZE).unwrap();
-        engine.fault.set(Some(Fault {
+        engine.set_fault(Some(Fault {
             kind,
             nth,
             errno: errno.raw_os_error(),
@@ -40,7 +40,8 @@ fn fail(name: &str, kind: Kind, errno: Errno, for_good: bool) {
         };
         let outcome = run(&engine, &image, &mut model, workload);
         let what = format!("{name}, {kind:?} {nth} fails with {errno:?}");
-        if engine.struck.get() {
+        let has_struck = engine.has_struck();
+        if has_struck {
             struck += 1;
         } else {
             assert!(outcome.errors.is_empty(), "{what}: {:?}", outcome.errors);
@@ -52,9 +53,9 @@ fn fail(name: &str, kind: Kind, errno: Errno, for_good: bool) {
             };
             assert!(kinds.contains(&error.kind()), "{what}: {error:?}");
         }
-        engine.fault.set(None);
+        engine.set_fault(None);
         let closed = close(&engine, &image);
-        if kind == Kind::Sync && engine.struck.get() && !for_good {
+        if kind == OperationKind::Sync && has_struck && !for_good {
             // Whoever flushes after data were lost must be told so.
             assert!(
                 closed.is_err(),
@@ -87,35 +88,35 @@ const NAMES: [&str; 5] = [
 #[test]
 fn a_read_fails() {
     for name in NAMES {
-        fail(name, Kind::Read, Errno::IO, false);
+        fail(name, OperationKind::Read, Errno::IO, false);
     }
 }
 
 #[test]
 fn a_write_fails() {
     for name in NAMES {
-        fail(name, Kind::Write, Errno::IO, false);
+        fail(name, OperationKind::Write, Errno::IO, false);
     }
 }
 
 #[test]
 fn the_file_system_is_full() {
     for name in NAMES {
-        fail(name, Kind::Write, Errno::NOSPC, true);
+        fail(name, OperationKind::Write, Errno::NOSPC, true);
     }
 }
 
 #[test]
 fn a_flush_fails() {
     for name in NAMES {
-        fail(name, Kind::Sync, Errno::IO, false);
+        fail(name, OperationKind::Sync, Errno::IO, false);
     }
 }
 
 #[test]
 fn a_hole_cannot_be_punched() {
     for name in NAMES {
-        fail(name, Kind::Allocate, Errno::IO, false);
-        fail(name, Kind::Allocate, Errno::OPNOTSUPP, true);
+        fail(name, OperationKind::Allocate, Errno::IO, false);
+        fail(name, OperationKind::Allocate, Errno::OPNOTSUPP, true);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use tcmu_handler::testing::{Random, UnorderedEngine};
 use tempfile::tempdir;
 
-use super::engine::{Disordered, Random};
 use super::open;
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
@@ -51,7 +51,7 @@ fn damage(bytes: &mut [u8], random: &mut Random) {
         };
         let value = match random.below(3) {
             0 => EDGES[random.below(EDGES.len() as u64) as usize],
-            1 => random.next(),
+            1 => random.number(),
             _ => {
                 let mut old = [0; 8];
                 old[8 - width..].copy_from_slice(&bytes[at as usize..at as usize + width]);
@@ -73,7 +73,7 @@ fn endure(path: &Path, seed: u64) -> bool {
     let before = std::fs::read(path).unwrap();
     match open(path, "", SIZE) {
         Ok(image) => {
-            let engine = Disordered::new(seed);
+            let engine = UnorderedEngine::repeatable(seed);
             // What is shown need not be true.
             let mut model = vec![0; SIZE as usize];
             let workload = Workload {
@@ -110,7 +110,7 @@ fn read_some(image: &crate::QcowImage) -> Result<(), tcmu_handler::Error> {
     if image.capabilities().size > 4 * SIZE {
         return Ok(());
     }
-    read_all(&Disordered::new(1), image).map(drop)
+    read_all(&UnorderedEngine::repeatable(1), image).map(drop)
 }
 
 #[test]

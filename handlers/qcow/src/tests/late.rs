@@ -1,10 +1,11 @@
 //! Transfers that take very long: what they were sent to must not become anything else meanwhile.
 
-use tcmu_handler::testing::{buffer, contents, scattered};
+use tcmu_handler::testing::{
+    OperationKind, Together, UnorderedEngine, buffer, contents, scattered,
+};
 use tcmu_handler::{Backstore, Extent, WriteFlags, ZeroFlags};
 use tempfile::tempdir;
 
-use super::engine::{Disordered, Kind, Together, run};
 use super::workload::close;
 use super::{open, qemu};
 
@@ -16,21 +17,21 @@ fn a_late_write_hits_nobody_elses_cluster() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("a.qcow2");
     let image = open(&path, ";create=on;cluster_size=4k", SIZE).unwrap();
-    let engine = Disordered::new(5);
+    let engine = UnorderedEngine::repeatable(5);
     let io = engine.io();
     let flags = WriteFlags::default();
     let full = |byte: u8, len: u64| scattered(&vec![byte; len as usize], 4096);
     let half = full(1, SIZE / 2);
-    run(&engine, image.write(&io, half.view(), 0, flags)).unwrap();
-    run(&engine, image.flush(&io)).unwrap();
+    engine.run(image.write(&io, half.view(), 0, flags)).unwrap();
+    engine.run(image.flush(&io)).unwrap();
 
     // The write finds the cluster, and then waits in the kernel.
     let late = full(0xee, CLUSTER);
-    engine.hold.set(Some(Kind::Write));
+    engine.hold(OperationKind::Write);
     let mut together = Together::new(&engine);
     together.add(image.write(&io, late.view(), 0, flags));
     together.poll();
-    assert!(engine.hold.get().is_none(), "no write was begun");
+    assert!(engine.holds(), "no write was begun");
 
     // Meanwhile it is unmapped, and so many others are written for the first time that its cluster
     // would be used again.
@@ -38,16 +39,18 @@ fn a_late_write_hits_nobody_elses_cluster() {
         offset: 0,
         len: CLUSTER,
     };
-    run(&engine, image.unmap(&io, zeroed)).unwrap();
-    run(&engine, image.flush(&io)).unwrap();
+    engine.run(image.unmap(&io, zeroed)).unwrap();
+    engine.run(image.flush(&io)).unwrap();
     let others = full(5, SIZE / 2);
-    run(&engine, image.write(&io, others.view(), SIZE / 2, flags)).unwrap();
+    engine
+        .run(image.write(&io, others.view(), SIZE / 2, flags))
+        .unwrap();
     engine.release();
-    together.next().unwrap().unwrap();
+    together.finish_one().unwrap().unwrap();
     drop(together);
 
     let shown = buffer((SIZE / 2) as usize);
-    run(&engine, image.read(&io, shown.view(), SIZE / 2)).unwrap();
+    engine.run(image.read(&io, shown.view(), SIZE / 2)).unwrap();
     assert!(contents(&shown).iter().all(|byte| *byte == 5));
     close(&engine, &image).unwrap();
     drop(image);
@@ -58,7 +61,7 @@ fn a_late_write_hits_nobody_elses_cluster() {
 fn the_futures_of_requests_are_small() {
     let folder = tempdir().unwrap();
     let image = open(&folder.path().join("a.qcow2"), ";create=on", SIZE).unwrap();
-    let engine = Disordered::new(5);
+    let engine = UnorderedEngine::repeatable(5);
     let io = engine.io();
     let data = buffer(512);
     let extent = Extent {

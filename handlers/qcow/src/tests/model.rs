@@ -1,6 +1,6 @@
 //! What a disk must hold, request by request, and after a power cut.
 
-use super::engine::Random;
+use tcmu_handler::testing::Random;
 
 pub(super) const SECTOR: usize = 512;
 
@@ -51,7 +51,7 @@ fn pattern(tag: u64, sector: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
     let mut random = Random::new(tag ^ sector << 20);
     for place in bytes.as_chunks_mut::<8>().0 {
-        *place = random.next().to_le_bytes();
+        *place = random.number().to_le_bytes();
     }
     bytes
 }

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use tcmu_handler::testing::UnorderedEngine;
 use tcmu_handler::{Backstore, Config, ErrorKind, Handler};
 use tempfile::tempdir;
 
-use super::engine::Disordered;
 use super::workload::{close, read_all};
 use super::{config, open, qemu};
 use crate::QcowHandler;
@@ -123,7 +123,7 @@ fn backing_files() {
     );
     let path = here.join("a.qcow2");
     // Relative names begin where the image is, not where the link to it is.
-    let engine = Disordered::new(1);
+    let engine = UnorderedEngine::repeatable(1);
     let shown = read_all(&engine, &open(&path, "", SIZE).unwrap()).unwrap();
     assert!(shown.iter().all(|byte| *byte == 3));
 
@@ -244,7 +244,7 @@ fn a_dirty_image_is_repaired() {
     assert!(fs::read(&path).unwrap() == dirty);
 
     let image = open(&path, "", SIZE).unwrap();
-    let engine = Disordered::new(1);
+    let engine = UnorderedEngine::repeatable(1);
     let shown = read_all(&engine, &image).unwrap();
     assert!(shown[..512 << 10].iter().all(|byte| *byte == 9));
     close(&engine, &image).unwrap();

@@ -2,11 +2,10 @@
 
 use std::rc::Rc;
 
-use tcmu_handler::testing::scattered;
+use tcmu_handler::testing::{OperationKind, Random, Together, UnorderedEngine, scattered};
 use tcmu_handler::{Backstore, Extent, WriteFlags};
 use tempfile::tempdir;
 
-use super::engine::{self, Disordered, Kind, Random, Together};
 use super::open;
 use super::power_cut::{Left, Medium, errors, read_start};
 use crate::QcowImage;
@@ -16,11 +15,13 @@ const CLUSTER: u64 = 4096;
 const SECTOR: usize = 512;
 
 /// Writes a sector full of `byte`.
-fn write(engine: &Rc<Disordered>, image: &QcowImage, byte: u8, offset: u64, fua: bool) {
+fn write(engine: &Rc<UnorderedEngine>, image: &QcowImage, byte: u8, offset: u64, fua: bool) {
     let io = engine.io();
     let data = scattered(&[byte; SECTOR], SECTOR);
     let flags = WriteFlags { fua };
-    engine::run(engine, image.write(&io, data.view(), offset, flags)).unwrap();
+    engine
+        .run(image.write(&io, data.view(), offset, flags))
+        .unwrap();
 }
 
 /// An empty image in `folder`.
@@ -36,14 +37,14 @@ fn a_durable_write_is_found_again() {
     for prepare in [Some(false), None, Some(true)] {
         let folder = tempdir().unwrap();
         let image = empty(folder.path(), ";cluster_size=4k");
-        let engine = Disordered::new(5);
+        let engine = UnorderedEngine::repeatable(5);
         let io = engine.io();
         let medium = Medium::of(&image);
-        engine.logs.set(true);
+        engine.remember();
         if let Some(flush) = prepare {
             write(&engine, &image, 1, 0, false);
             if flush {
-                engine::run(&engine, image.flush(&io)).unwrap();
+                engine.run(image.flush(&io)).unwrap();
             }
             write(&engine, &image, 2, 8 * CLUSTER, false);
         }
@@ -67,7 +68,7 @@ fn no_write_ends_before_the_mapping_it_uses_is_in_the_file() {
     for fua in [false, true] {
         let folder = tempdir().unwrap();
         let image = empty(folder.path(), ";cluster_size=4k");
-        let engine = Disordered::new(5);
+        let engine = UnorderedEngine::repeatable(5);
         let io = engine.io();
         // Clusters are ready from now on.
         write(&engine, &image, 1, 0, false);
@@ -77,9 +78,9 @@ fn no_write_ends_before_the_mapping_it_uses_is_in_the_file() {
         first.add(image.write(&io, data.view(), 5 * CLUSTER, WriteFlags::default()));
         // Its data are under way; the next write that it begins is that of its mapping.
         assert!(first.poll().is_none());
-        engine.hold.set(Some(Kind::Write));
+        engine.hold(OperationKind::Write);
         assert!(first.poll().is_none());
-        assert!(engine.hold.get().is_none(), "no mapping was written");
+        assert!(engine.holds(), "no mapping was written");
 
         let mut second = Together::new(&engine);
         let offset = 5 * CLUSTER + SECTOR as u64;
@@ -89,8 +90,8 @@ fn no_write_ends_before_the_mapping_it_uses_is_in_the_file() {
             "it ended before its mapping was written"
         );
         engine.release();
-        first.next().unwrap().unwrap();
-        second.next().unwrap().unwrap();
+        first.finish_one().unwrap().unwrap();
+        second.finish_one().unwrap().unwrap();
     }
 }
 
@@ -99,16 +100,14 @@ fn no_refcount_block_is_named_before_it_counts() {
     let folder = tempdir().unwrap();
     // A block counts 256 clusters of 512 bytes.
     let image = empty(folder.path(), ";cluster_size=512");
-    let engine = Disordered::new(5);
+    let engine = UnorderedEngine::repeatable(5);
     let io = engine.io();
     let medium = Medium::of(&image);
-    engine.logs.set(true);
+    engine.remember();
     let data = scattered(&vec![1; 512 << 10], 1 << 16);
-    engine::run(
-        &engine,
-        image.write(&io, data.view(), 0, WriteFlags::default()),
-    )
-    .unwrap();
+    engine
+        .run(image.write(&io, data.view(), 0, WriteFlags::default()))
+        .unwrap();
     drop(image);
     let log = engine.take_log();
     let mut random = Random::new(1);
@@ -131,33 +130,33 @@ fn no_refcount_block_is_named_before_it_counts() {
 fn a_flush_that_began_before_counts_nothing_down() {
     let folder = tempdir().unwrap();
     let image = empty(folder.path(), ";cluster_size=4k");
-    let engine = Disordered::new(5);
+    let engine = UnorderedEngine::repeatable(5);
     let io = engine.io();
     let disk = &image.top.disk;
     let allocator = &image.writer().unwrap().allocator;
     write(&engine, &image, 1, 0, false);
-    engine::run(&engine, image.flush(&io)).unwrap();
+    engine.run(image.flush(&io)).unwrap();
 
     // The flush begins and ends while the new mapping is being written.
     let extent = Extent {
         offset: 0,
         len: CLUSTER,
     };
-    engine.hold.set(Some(Kind::Write));
+    engine.hold(OperationKind::Write);
     let mut unmap = Together::new(&engine);
     unmap.add(image.unmap(&io, extent));
     assert!(unmap.run_dry().is_none());
-    engine::run(&engine, disk.pass_barrier(&io)).unwrap();
+    engine.run(disk.pass_barrier(&io)).unwrap();
     engine.release();
-    unmap.next().unwrap().unwrap();
-    engine::run(&engine, allocator.reclaim(&io, disk)).unwrap();
+    unmap.finish_one().unwrap().unwrap();
+    engine.run(allocator.reclaim(&io, disk)).unwrap();
     assert_eq!(
         allocator.waiting(),
         1,
         "a cluster was counted down too early"
     );
 
-    engine::run(&engine, disk.pass_barrier(&io)).unwrap();
-    engine::run(&engine, allocator.reclaim(&io, disk)).unwrap();
+    engine.run(disk.pass_barrier(&io)).unwrap();
+    engine.run(allocator.reclaim(&io, disk)).unwrap();
     assert_eq!(allocator.waiting(), 0);
 }

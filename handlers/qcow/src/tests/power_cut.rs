@@ -5,14 +5,15 @@
 //! shows every request that was answered.
 
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use tcmu_handler::testing::{buffer, contents, scattered};
+use tcmu_handler::testing::{
+    FileId, OperationKind, Random, Record, Together, UnorderedEngine, buffer, contents, durable,
+    scattered,
+};
 use tcmu_handler::{Backstore, Extent, WriteFlags};
 use tempfile::tempdir;
 
-use super::engine::{self, Disordered, Kind, Random, Record, Together};
 use super::model::{Allowed, End, SECTOR};
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
@@ -47,7 +48,7 @@ impl Left {
 /// The files of an image on a medium.
 #[derive(Clone)]
 pub(super) struct Medium {
-    files: HashMap<i32, (PathBuf, Vec<u8>)>,
+    files: HashMap<FileId, (PathBuf, Vec<u8>)>,
 }
 
 impl Medium {
@@ -57,27 +58,21 @@ impl Medium {
         let name = PathBuf::from(storage.path.file_name().unwrap());
         let bytes = std::fs::read(&storage.path).unwrap();
         Self {
-            files: HashMap::from([(storage.file.as_raw_fd(), (name, bytes))]),
+            files: HashMap::from([(storage.identity, (name, bytes))]),
         }
     }
 
     fn apply(&mut self, record: &Record, keep: &mut dyn FnMut() -> bool) {
-        let (file, offset, bytes) = match record {
-            Record::Write {
-                file,
-                offset,
-                bytes,
-                ..
-            } => (*file, *offset, bytes.clone()),
-            Record::Zero { file, offset, len } => {
+        let (_, medium) = self.files.get_mut(&record.file()).unwrap();
+        let (offset, bytes) = match record {
+            Record::Write { offset, after, .. } => (*offset, after.clone()),
+            Record::Zero { offset, before, .. } => {
                 // What lies behind the end of the file is zero already.
-                let end = self.files[file].1.len() as u64;
-                let len = (*len).min(end.saturating_sub(*offset));
-                (*file, *offset, vec![0; len as usize])
+                let within = medium.len().saturating_sub(*offset as usize);
+                (*offset, vec![0; before.len().min(within)])
             }
             Record::Sync { .. } => return,
         };
-        let (_, medium) = self.files.get_mut(&file).unwrap();
         let mut at = offset as usize;
         // Sectors are aligned on the medium, whatever the write.
         let mut rest = bytes.as_slice();
@@ -97,23 +92,11 @@ impl Medium {
 
     /// What is there after a cut behind `log`.
     pub(super) fn after(&self, log: &[Record], left: Left, random: &mut Random) -> Self {
-        let mut covered: HashMap<i32, usize> = HashMap::new();
-        for record in log {
-            if let Record::Sync { file, covers } = record {
-                let known = covered.entry(*file).or_default();
-                *known = (*known).max(*covers);
-            }
-        }
         let mut medium = self.clone();
-        for (number, record) in log.iter().enumerate() {
-            let (file, durable) = match record {
-                Record::Write { file, durable, .. } => (file, *durable),
-                Record::Zero { file, .. } | Record::Sync { file, .. } => (file, false),
-            };
-            let safe = durable || covered.get(file).is_some_and(|end| number < *end);
+        for (record, is_durable) in log.iter().zip(durable(log)) {
             let whole = random.one_in(2);
             medium.apply(record, &mut || match left {
-                _ if safe => true,
+                _ if is_durable => true,
                 Left::Nothing => false,
                 Left::Everything => true,
                 Left::SomeWrites => whole,
@@ -188,10 +171,10 @@ fn cut(name: &str, requests: usize, cuts: usize) {
             // What opening has written is durable.
             let bytes = std::fs::read(&storage.path).unwrap();
             let name = PathBuf::from(storage.path.file_name().unwrap());
-            medium.files.insert(storage.file.as_raw_fd(), (name, bytes));
+            medium.files.insert(storage.identity, (name, bytes));
         }
-        let engine = Disordered::new(seed);
-        engine.logs.set(true);
+        let engine = UnorderedEngine::repeatable(seed);
+        engine.remember();
         let mut model = before.clone();
         let workload = Workload {
             seed,
@@ -224,7 +207,7 @@ fn cut(name: &str, requests: usize, cuts: usize) {
             let errors = errors(&crashed);
             assert!(errors.is_empty(), "{what}: {errors:?}");
             let image = open(&crashed, ";readonly=on", SIZE).unwrap();
-            let shown = read_all(&Disordered::new(1), &image).unwrap();
+            let shown = read_all(&UnorderedEngine::repeatable(1), &image).unwrap();
             drop(image);
             let allowed = Allowed::new(&outcome.history, left.end(), position, &before);
             compare(&shown, &allowed, &what);
@@ -233,7 +216,7 @@ fn cut(name: &str, requests: usize, cuts: usize) {
                 // What was cut off can be used on.
                 let image = open(&crashed, "", SIZE).unwrap();
                 let mut model = shown;
-                let engine = Disordered::new(2);
+                let engine = UnorderedEngine::repeatable(2);
                 let again = Workload {
                     requests: 40,
                     ..workload
@@ -255,16 +238,16 @@ fn what_is_unmapped_during_a_flush() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("a.qcow2");
     let image = open(&path, ";create=on;cluster_size=4k", SIZE).unwrap();
-    let engine = Disordered::new(8);
+    let engine = UnorderedEngine::repeatable(8);
     let io = engine.io();
     let data = scattered(&[7; 1 << 20], 4096);
     let flags = WriteFlags::default();
-    engine::run(&engine, image.write(&io, data.view(), 0, flags)).unwrap();
-    engine::run(&engine, image.flush(&io)).unwrap();
+    engine.run(image.write(&io, data.view(), 0, flags)).unwrap();
+    engine.run(image.flush(&io)).unwrap();
     let medium = Medium::of(&image);
 
-    engine.logs.set(true);
-    engine.hold.set(Some(Kind::Sync));
+    engine.remember();
+    engine.hold(OperationKind::Sync);
     let mut flush = Together::new(&engine);
     flush.add(image.flush(&io));
     assert!(flush.poll().is_none());
@@ -273,9 +256,9 @@ fn what_is_unmapped_during_a_flush() {
         offset: 0,
         len: 1 << 20,
     };
-    engine::run(&engine, image.unmap(&io, extent)).unwrap();
+    engine.run(image.unmap(&io, extent)).unwrap();
     engine.release();
-    flush.next().unwrap().unwrap();
+    flush.finish_one().unwrap().unwrap();
     drop(flush);
     drop(image);
     let log = engine.take_log();
@@ -309,15 +292,15 @@ fn old_bytes_of_free_clusters_never_show() {
     std::fs::write(&path, &bytes).unwrap();
     let image = open(&path, "", SIZE).unwrap();
     let medium = Medium::of(&image);
-    let engine = Disordered::new(8);
+    let engine = UnorderedEngine::repeatable(8);
     let io = engine.io();
-    engine.logs.set(true);
+    engine.remember();
     // One sector each, in clusters that have none yet.
     let sectors: Vec<u64> = (0..16).map(|number| 3 << 20 | number << 14).collect();
     let data = scattered(&[9; SECTOR], SECTOR);
     for offset in &sectors {
         let write = image.write(&io, data.view(), *offset, WriteFlags::default());
-        engine::run(&engine, write).unwrap();
+        engine.run(write).unwrap();
     }
     drop(image);
     let log = engine.take_log();
@@ -349,10 +332,10 @@ fn while_the_image_is_enlarged() {
         let before = qemu::contents(&path);
         let image = open(&path, "", SIZE).unwrap();
         let medium = Medium::of(&image);
-        let engine = Disordered::new(8);
+        let engine = UnorderedEngine::repeatable(8);
         let io = engine.io();
-        engine.logs.set(true);
-        engine::run(&engine, image.resize(&io, 300 << 20)).unwrap();
+        engine.remember();
+        engine.run(image.resize(&io, 300 << 20)).unwrap();
         drop(image);
         let log = engine.take_log();
         let mut random = Random::new(3);
@@ -379,10 +362,10 @@ fn while_the_image_is_enlarged() {
 
 /// The first bytes of a disk, at most `len`.
 pub(super) fn read_start(image: &QcowImage, len: u64) -> Vec<u8> {
-    let engine = Disordered::new(1);
+    let engine = UnorderedEngine::repeatable(1);
     let io = engine.io();
     let target = buffer(image.capabilities().size.min(len) as usize);
-    engine::run(&engine, image.read(&io, target.view(), 0)).unwrap();
+    engine.run(image.read(&io, target.view(), 0)).unwrap();
     contents(&target)
 }
 

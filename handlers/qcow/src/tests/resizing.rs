@@ -1,9 +1,9 @@
 //! Larger images.
 
+use tcmu_handler::testing::UnorderedEngine;
 use tcmu_handler::{Backstore, ErrorKind};
 use tempfile::tempdir;
 
-use super::engine::{self, Disordered};
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, run};
 use super::{open, qemu};
@@ -30,10 +30,10 @@ fn what_is_new_reads_as_zeroes() {
         let path = variant.make(folder.path());
         let mut model = qemu::contents(&path);
         let image = open(&path, "", SIZE).unwrap();
-        let engine = Disordered::new(3);
+        let engine = UnorderedEngine::repeatable(3);
         let io = engine.io();
         for size in [SIZE + 512, 5 << 20, 40 << 20, 41 << 20] {
-            engine::run(&engine, image.resize(&io, size)).unwrap();
+            engine.run(image.resize(&io, size)).unwrap();
             assert_eq!(image.capabilities().size, size);
             model.resize(size as usize, 0);
             let workload = Workload {
@@ -45,7 +45,7 @@ fn what_is_new_reads_as_zeroes() {
             run(&engine, &image, &mut model, workload);
         }
         // Smaller is no request at all: the LUN just shows less.
-        engine::run(&engine, image.resize(&io, SIZE)).unwrap();
+        engine.run(image.resize(&io, SIZE)).unwrap();
         assert_eq!(image.capabilities().size, 41 << 20);
         close(&engine, &image).unwrap();
         drop(image);
@@ -68,9 +68,9 @@ fn what_cannot_grow_says_so() {
         let folder = tempdir().unwrap();
         let path = variant.make(folder.path());
         let image = open(&path, options, SIZE).unwrap();
-        let engine = Disordered::new(3);
+        let engine = UnorderedEngine::repeatable(3);
         let io = engine.io();
-        let error = engine::run(&engine, image.resize(&io, SIZE + 512)).unwrap_err();
+        let error = engine.run(image.resize(&io, SIZE + 512)).unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
         assert_eq!(image.capabilities().size, SIZE);
     }

@@ -1,8 +1,8 @@
 //! Internal snapshots: listed, shown, and never changed.
 
+use tcmu_handler::testing::UnorderedEngine;
 use tempfile::tempdir;
 
-use super::engine::Disordered;
 use super::variants::{SIZE, VARIANTS};
 use super::workload::{Workload, close, read_all, run};
 use super::{open, qemu};
@@ -21,7 +21,7 @@ fn they_stay_as_they_are() {
             .unwrap();
         let folder = tempdir().unwrap();
         let path = variant.make(folder.path());
-        let engine = Disordered::new(9);
+        let engine = UnorderedEngine::repeatable(9);
         let show = |which: &str| {
             let image = open(&path, &format!(";snapshot={which}"), SIZE).unwrap();
             read_all(&engine, &image).unwrap()

@@ -2,12 +2,10 @@
 
 use std::rc::Rc;
 
-use tcmu_handler::testing::{buffer, contents, scattered};
+use tcmu_handler::testing::{Random, Together, UnorderedEngine, buffer, contents, scattered};
 use tcmu_handler::{Backstore, Error, Extent, Io, WriteFlags, ZeroFlags};
 
-use super::engine::{Disordered, Random, Together};
 use super::model::{Placed, Ran, Request, request};
-use crate::QcowImage;
 
 /// How a workload is made.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +30,8 @@ pub(super) struct Outcome {
 /// Where the image returns other bytes than the model has. After a failed request its bytes are
 /// whatever the image shows, and are not compared.
 pub(super) fn run(
-    engine: &Rc<Disordered>,
-    image: &QcowImage,
+    engine: &Rc<UnorderedEngine>,
+    image: &impl Backstore,
     model: &mut [u8],
     workload: Workload,
 ) -> Outcome {
@@ -66,7 +64,7 @@ pub(super) fn run(
             let piece = 512 * (1 + random.below(9)) as usize;
             together.add(async move { (number, execute(&io, image, placed, piece).await) });
         }
-        let Some((number, result)) = together.next() else {
+        let Some((number, result)) = together.finish_one() else {
             return outcome;
         };
         running.retain(|(other, _)| *other != number);
@@ -99,7 +97,7 @@ pub(super) fn run(
 /// Sends one request; a read returns its bytes.
 async fn execute(
     io: &Io,
-    image: &QcowImage,
+    image: &impl Backstore,
     placed: Placed,
     piece: usize,
 ) -> Result<Option<Vec<u8>>, Error> {
@@ -132,20 +130,23 @@ async fn execute(
 }
 
 /// Reads the whole disk.
-pub(super) fn read_all(engine: &Rc<Disordered>, image: &QcowImage) -> Result<Vec<u8>, Error> {
+pub(super) fn read_all(
+    engine: &Rc<UnorderedEngine>,
+    image: &impl Backstore,
+) -> Result<Vec<u8>, Error> {
     let io = engine.io();
     let size = image.capabilities().size as usize;
     let mut all = Vec::with_capacity(size);
     while all.len() < size {
         let target = buffer((size - all.len()).min(1 << 20));
-        super::engine::run(engine, image.read(&io, target.view(), all.len() as u64))?;
+        engine.run(image.read(&io, target.view(), all.len() as u64))?;
         all.extend(contents(&target));
     }
     Ok(all)
 }
 
 /// Closes an image.
-pub(super) fn close(engine: &Rc<Disordered>, image: &QcowImage) -> Result<(), Error> {
+pub(super) fn close(engine: &Rc<UnorderedEngine>, image: &impl Backstore) -> Result<(), Error> {
     let io = engine.io();
-    super::engine::run(engine, image.close(&io))
+    engine.run(image.close(&io))
 }

@@ -39,7 +39,12 @@ pub(super) fn errors<H: Handler>(stand: &Stand<'_, H>) -> Verdict {
         for nth in 1..=MOST {
             let stand = stand.another(300 + nth as u64)?;
             let disk = stand.open()?;
-            let fault = Fault { kind, nth, errno };
+            let fault = Fault {
+                kind,
+                nth,
+                errno,
+                for_good: false,
+            };
             match trial(&disk, request, fault) {
                 Ok(true) => struck = true,
                 Ok(false) => break,
