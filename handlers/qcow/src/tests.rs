@@ -9,6 +9,7 @@ mod faults;
 mod hostile;
 mod late;
 mod locking;
+mod mirror;
 mod model;
 mod nbd;
 mod opening;
