@@ -3,6 +3,7 @@
 //! The prototypes follow Ceph's include/rados/librados.h and include/rbd/librbd.h. All of them are in
 //! librbd 1.16, of Ceph 16; later versions keep them.
 
+use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::sync::OnceLock;
@@ -133,7 +134,7 @@ impl Library {
                 "Ceph's client library cannot be used; install librbd1 of Ceph 16 or later (apt-get \
                  install librbd1)",
             )
-            .with_source(io::Error::other(error))
+            .with_source(io::Error::other(reason(&error)))
         })?;
         Ok(*LOADED.get_or_init(|| library))
     }
@@ -156,6 +157,11 @@ impl Library {
             functions: Box::leak(Box::new(functions)),
         })
     }
+}
+
+/// What the dynamic linker says, which names the library or the function.
+fn reason(error: &libloading::Error) -> String {
+    error.source().unwrap_or(error).to_string()
 }
 
 impl std::fmt::Debug for Library {

@@ -23,6 +23,7 @@ mod medium;
 mod nbd;
 mod primary;
 mod qcow;
+mod rbd;
 mod recovery;
 mod resets;
 mod saved;
