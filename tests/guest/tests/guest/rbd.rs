@@ -1,6 +1,7 @@
 //! Images of a Ceph cluster, on a machine that has nothing of Ceph.
 
 use std::fs::{self, File};
+use std::process::Command;
 
 use anyhow::ensure;
 use tcmu_guest_tests::bus::{self, Bus, ROOT};
@@ -19,7 +20,9 @@ impl Hidden {
     /// Hides a library where it is installed.
     fn library(name: &str) -> anyhow::Result<Self> {
         File::create(NOTHING)?;
-        let known = sh::run(&["ldconfig", "--print-cache"])?;
+        // Too long for the log.
+        let known = Command::new("ldconfig").arg("--print-cache").output()?;
+        let known = String::from_utf8_lossy(&known.stdout).into_owned();
         let places = known.lines().filter_map(|line| line.split_once(" => "));
         let places = places.filter(|(library, _)| library.trim().starts_with(name));
         let mut hidden = Self(Vec::new());
