@@ -19,7 +19,8 @@ const LINGER: Duration = Duration::from_secs(3);
 /// The target port group (ALUA) that every backstore has.
 pub(crate) const DEFAULT_PORT_GROUP: &str = "default_tg_pt_gp";
 
-/// With no daemon, nobody will answer: how long a command may stay before it is failed.
+/// With no daemon, or one that is to leave the LUN alone, nobody will answer: how long a command may
+/// stay before it is failed.
 const UNSERVED_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Says how a LUN is deleted whose commands nobody answers, where that was not tried.
@@ -56,9 +57,9 @@ impl Tree {
         let _lock = self.lock_backstore(name)?;
         let place = self.find(name, options.hba)?;
         if !options.force {
-            self.check_unused(&place)?;
+            self.check_unused(&place, options)?;
         }
-        let guard = if daemon::find(&self.roots).is_none() {
+        let guard = if options.held.is_some() || daemon::find(&self.roots).is_none() {
             Guard::Ring {
                 backstore: place.path.clone(),
                 patience: UNSERVED_PATIENCE,
@@ -101,10 +102,11 @@ impl Tree {
         Ok(())
     }
 
-    fn check_unused(&self, place: &Place) -> Result<()> {
+    fn check_unused(&self, place: &Place, options: &DeleteOptions) -> Result<()> {
         let mut users = Vec::new();
         let unused = self.poll(&format!("the users of {}", place.name), LINGER, || {
             users = self.users(place)?;
+            users.extend(options.held.clone());
             let lasting = users.iter().any(|user| !user.starts_with("process "));
             // Only processes come and go by themselves.
             Ok((users.is_empty() || lasting).then_some(()))

@@ -232,6 +232,9 @@ pub struct DeleteOptions {
     pub force: bool,
     /// The HBA, where several have a backstore of this name.
     pub hba: Option<u32>,
+    /// Somebody has the daemon leave its commands alone for now, in one phrase. That is a use like
+    /// others; with `force`, commands that wait are failed at once.
+    pub held: Option<String>,
 }
 
 /// How to resize a backstore.

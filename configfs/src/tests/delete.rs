@@ -24,7 +24,7 @@ fn with_disk() -> Machine {
 fn force() -> DeleteOptions {
     DeleteOptions {
         force: true,
-        hba: None,
+        ..DeleteOptions::default()
     }
 }
 
@@ -253,5 +253,23 @@ fn a_stuck_lun_is_deleted_by_force_as_the_message_says() {
     machine.kernel.with_stuck_commands();
     let tree = machine.tree().with_time_limit(Duration::from_millis(200));
     tree.delete("disk0", &force()).expect("forced");
+    assert!(machine.kernel.remains().is_empty());
+}
+
+#[test]
+fn a_lun_that_the_daemon_leaves_alone_is_deleted_by_force_at_once() {
+    let machine = with_disk();
+    machine.kernel.with_stuck_commands();
+    let held = |force| DeleteOptions {
+        force,
+        held: Some("somebody takes a snapshot".to_owned()),
+        hba: None,
+    };
+    // Far longer than anybody would wait for this test.
+    let tree = machine.tree().with_time_limit(Duration::from_secs(7200));
+    let error = tree.delete("disk0", &held(false)).expect_err("held");
+    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    assert!(error.to_string().contains("a snapshot"), "{error}");
+    tree.delete("disk0", &held(true)).expect("forced");
     assert!(machine.kernel.remains().is_empty());
 }

@@ -2,7 +2,7 @@
 //!
 //! Whoever asks for it gets one end of a socket, and the daemon keeps the other. When either is closed
 //! the LUNs are served again, so that no LUN stays held when the caller dies, and the caller sees when
-//! its time is over.
+//! its time is over, or none of the LUNs is there any more.
 
 use std::collections::HashSet;
 use std::os::unix::net::UnixStream;
@@ -170,6 +170,14 @@ impl Daemon {
         }
     }
 
+    /// Whether a LUN is still there: its number may be that of another by now.
+    fn is_served(&self, (id, opening): &(LunId, u64)) -> bool {
+        let device = self.devices.get(id);
+        device.is_some_and(|device| {
+            device.opening == *opening && matches!(device.phase, Phase::Serving)
+        })
+    }
+
     fn place(&self, number: u64) -> Option<usize> {
         let mut drains = self.drains.list.iter();
         drains.position(|drain| drain.number == number)
@@ -193,6 +201,8 @@ impl Daemon {
                 self.end_drain(place, &why);
             } else if drain.is_released() {
                 self.end_drain(place, "released");
+            } else if !drain.luns.iter().any(|lun| self.is_served(lun)) {
+                self.end_drain(place, "it is gone");
             } else {
                 place += 1;
             }
@@ -201,14 +211,10 @@ impl Daemon {
 
     fn end_drain(&mut self, place: usize, why: &str) {
         let drain = self.drains.list.remove(place);
-        for (id, opening) in &drain.luns {
-            // Others may have gone, and their numbers to others.
-            let Some(device) = self.devices.get(id) else {
+        for lun @ (id, _) in &drain.luns {
+            let Some(device) = self.devices.get(id).filter(|_| self.is_served(lun)) else {
                 continue;
             };
-            if device.opening != *opening || !matches!(device.phase, Phase::Serving) {
-                continue;
-            }
             self.reactors[device.reactor].send(Message::Resume { id: *id });
             self.board.turned(*id, LunState::Serving, device.trouble());
             tracing::info!(lun = device.name.name, why, "served again");

@@ -230,12 +230,13 @@ impl Daemon {
             }
             self.give_up_openings();
             self.give_up_drains();
-            self.end_drains();
             self.tend_images();
             self.hear_reload_requests();
             self.hear_signals()?;
             self.hear_kernel()?;
             self.hear_reports()?;
+            // Also of LUNs that have just gone.
+            self.end_drains();
             self.hold_trials();
             if self.stopping.is_some() && self.devices.is_empty() {
                 tracing::info!("stopped");

@@ -102,8 +102,8 @@ pub(crate) enum Command {
 
     /// Delete a backstore and what exposes it
     ///
-    /// Refused while its disk is mounted, held or open, or an initiator is logged in. Targets that
-    /// tcmuctl created go with their last LUN. The data is not touched.
+    /// Refused while its disk is mounted, held or open, an initiator is logged in, or `tcmuctl drain`
+    /// holds it. Targets that tcmuctl created go with their last LUN. The data is not touched.
     Delete(Delete),
 
     /// Give a backstore a new size while it serves

@@ -141,9 +141,17 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Delete(delete) => {
             let name = delete.select.name;
+            let hba = delete.select.hba;
+            let is_held = view(&cli.common).is_held(&name, hba);
             let options = DeleteOptions {
                 force: delete.force,
-                hba: delete.select.hba,
+                hba,
+                held: is_held.then(|| {
+                    format!(
+                        "`tcmuctl drain` has tcmu-runner leave it alone: wait until that ends, or \
+                         fail what waits with `tcmuctl delete --force {name}`"
+                    )
+                }),
             };
             tree(&cli.common)?.delete(&name, &options)?;
             if as_json {

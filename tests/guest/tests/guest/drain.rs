@@ -1,5 +1,7 @@
 //! LUNs that are drained and held, under load.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,7 +11,9 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use tcmu_guest_tests::bus::{self, Bus, ROOT};
 use tcmu_guest_tests::daemon::{Daemon, program};
-use tcmu_guest_tests::lun::{Disk, MIB, tcmuctl, tcmuctl_fails};
+use tcmu_guest_tests::initiator::Session;
+use tcmu_guest_tests::lun::{self, Disk, MIB, image, names, tcmuctl, tcmuctl_fails};
+use tcmu_guest_tests::sg::Sg;
 use tcmu_guest_tests::{TestResult, guest_test, sh};
 
 const RUNNER: &str = "org.kernel.TCMUService1.Runner1";
@@ -208,6 +212,133 @@ fn whoever_holds_a_lun_may_die() -> TestResult {
     drop(holder);
     let daemon = Daemon::start_on_bus()?;
     disk.write(0, 1)?;
+    disk.delete()?;
+    daemon.stop()
+}
+
+/// `tcmuctl delete` refuses the LUN, and says what to do.
+fn is_not_deleted(name: &str) -> TestResult {
+    let why = tcmuctl_fails(&["delete", name])?;
+    ensure!(
+        why.contains("tcmuctl drain") && why.contains(&format!("delete --force {name}")),
+        "{why}"
+    );
+    ensure!(lun(name)?.0 == "held");
+    Ok(())
+}
+
+guest_test!(a_held_lun_is_deleted_by_force_only);
+fn a_held_lun_is_deleted_by_force_only() -> TestResult {
+    let _bus = Bus::start()?;
+    let daemon = Daemon::start_on_bus()?;
+    let disk = Disk::of_image("held", 16 * MIB)?;
+    let other = Disk::of_image("other", 16 * MIB)?;
+    let holder = Holder::start("held")?;
+    await_state("held", "held")?;
+    let mut sg = Sg::open(&disk)?;
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    let writer = thread::spawn(move || sg.execute(&write, &[1; 512], 0));
+    while disk.in_flight()? == 0 {
+        thread::sleep(Duration::from_millis(2));
+    }
+    is_not_deleted("held")?;
+    ensure!(!writer.is_finished(), "the write did not wait");
+    tcmuctl(&["delete", "--force", "held"])?;
+    let written = writer.join().ok().context("the writer panicked")?;
+    ensure!(written.is_err(), "a write to a deleted LUN succeeded");
+    drop(holder);
+    drop(disk);
+    // Another one of that name is not held, whatever uio device it gets.
+    let again = Disk::of_image("held", 16 * MIB)?;
+    for disk in [&again, &other] {
+        disk.write(0, 3)?;
+        ensure!(disk.holds(0, 3)?, "{} was disturbed", disk.name());
+    }
+    again.delete()?;
+    other.delete()?;
+    daemon.stop()
+}
+
+guest_test!(a_held_lun_that_nobody_uses_is_deleted_by_force_only);
+fn a_held_lun_that_nobody_uses_is_deleted_by_force_only() -> TestResult {
+    let _bus = Bus::start()?;
+    let daemon = Daemon::start_on_bus()?;
+    let create = [
+        "create",
+        "alone",
+        "--handler",
+        "ram",
+        "--config",
+        "x",
+        "--size",
+        "4M",
+    ];
+    tcmuctl(&create)?;
+    let mut holder = Holder::start("alone")?;
+    await_state("alone", "held")?;
+    is_not_deleted("alone")?;
+    tcmuctl(&["delete", "--force", "alone"])?;
+    ensure!(names()?.is_empty());
+    ensure!(!holder.0.wait()?.success(), "the hold did not end");
+    daemon.stop()
+}
+
+guest_test!(a_held_lun_of_an_iscsi_session_is_deleted_by_force_only);
+fn a_held_lun_of_an_iscsi_session_is_deleted_by_force_only() -> TestResult {
+    const IQN: &str = "iqn.2026-11.com.example:held";
+    let _bus = Bus::start()?;
+    let daemon = Daemon::start_on_bus()?;
+    let image = image("held", 16 * MIB)?;
+    let create = [
+        "create",
+        "held",
+        "--handler",
+        "file",
+        "--config",
+        &image,
+        "--iscsi",
+        IQN,
+    ];
+    tcmuctl(&create)?;
+    let session = Session::login("127.0.0.1:3260", IQN)?;
+    let path = session.disk().to_owned();
+    lun::write(&path, 0, 1)?;
+    let _holder = Holder::start("held")?;
+    await_state("held", "held")?;
+    let writer = thread::spawn(move || lun::write(&path, 0, 2));
+    thread::sleep(Duration::from_millis(300));
+    ensure!(!writer.is_finished(), "the write did not wait");
+    is_not_deleted("held")?;
+    tcmuctl(&["delete", "--force", "held"])?;
+    // Whoever waits for the target to come back is told that it will not.
+    session.logout()?;
+    let written = writer.join().ok().context("the writer panicked")?;
+    ensure!(written.is_err(), "a write to a deleted LUN succeeded");
+    ensure!(names()?.is_empty());
+    daemon.stop()
+}
+
+guest_test!(whoever_removes_a_held_lun_otherwise_waits_for_the_end_of_the_hold);
+fn whoever_removes_a_held_lun_otherwise_waits_for_the_end_of_the_hold() -> TestResult {
+    let _bus = Bus::start()?;
+    let daemon = Daemon::start_on_bus()?;
+    let disk = Disk::of_image("kept", 16 * MIB)?;
+    let holder = Holder::start("kept")?;
+    await_state("kept", "held")?;
+    let links = fs::read_dir("/sys/kernel/config/target/loopback")?.flatten();
+    let mut links = links.map(|target| target.path().join("tpgt_1/lun/lun_0/storage"));
+    let link = links.find(|link| link.is_symlink()).context("no LUN")?;
+    let unlinked = link.clone();
+    let remover = thread::spawn(move || fs::remove_file(unlinked));
+    // The kernel has the disk flush its cache.
+    while disk.in_flight().is_ok_and(|count| count == 0) {
+        ensure!(!remover.is_finished(), "the disk has no cache to flush");
+        thread::sleep(Duration::from_millis(2));
+    }
+    ensure!(!remover.is_finished(), "the flush did not wait");
+    drop(holder);
+    remover.join().ok().context("the remover panicked")??;
+    symlink(lun::folder("kept")?, link)?;
     disk.delete()?;
     daemon.stop()
 }

@@ -65,6 +65,18 @@ impl Lun {
     }
 }
 
+impl Lun {
+    /// Whether it has this name, in the HBA `hba` if one is given.
+    pub(super) fn is_called(&self, name: &str, hba: Option<u32>) -> bool {
+        self.name == name && hba.is_none_or(|hba| self.hba == hba)
+    }
+
+    /// Whether the daemon fetches no commands because somebody wants its image left alone.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.state.as_str(), "draining" | "held")
+    }
+}
+
 /// The figures of a LUN.
 #[derive(Clone, Debug, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
@@ -168,8 +180,7 @@ impl Client {
 fn select(luns: Vec<Lun>, names: &[String], hba: Option<u32>) -> Result<Vec<Lun>, Error> {
     let mut found: Vec<Lun> = Vec::new();
     for name in names {
-        let meant = |lun: &&Lun| lun.name == *name && hba.is_none_or(|hba| lun.hba == hba);
-        let mut matching = luns.iter().filter(meant);
+        let mut matching = luns.iter().filter(|lun| lun.is_called(name, hba));
         match (matching.next(), matching.next()) {
             (Some(lun), None) => found.push(lun.clone()),
             (Some(one), Some(other)) => {

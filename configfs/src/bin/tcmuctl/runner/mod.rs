@@ -85,7 +85,8 @@ pub(crate) enum Command {
     /// written: good for a snapshot or a copy, while what file systems hold in memory is not in it.
     ///
     /// The LUNs are served again when this ends, however it does, and when --limit is over. If that
-    /// is before COMMAND has ended, the exit status is 1; otherwise it is COMMAND's.
+    /// is before COMMAND has ended, the exit status is 1; otherwise it is COMMAND's. Meanwhile
+    /// `tcmuctl delete` refuses to delete them, unless with --force.
     #[command(after_long_help = drain::EXAMPLES)]
     Drain(drain::Arguments),
 }

@@ -70,6 +70,13 @@ impl View {
         }))
     }
 
+    /// Whether it holds back the commands of a LUN, because `tcmuctl drain` wants it. A daemon that cannot
+    /// be asked was not told to, either.
+    pub(crate) fn is_held(&self, name: &str, hba: Option<u32>) -> bool {
+        let mut luns = self.0.iter().flatten();
+        luns.any(|lun| lun.is_called(name, hba) && lun.is_held())
+    }
+
     /// What is in the tree of one LUN, and how the daemon sees that.
     pub(crate) fn on<T>(&self, lun: &Backstore, tree: T) -> Seen<T> {
         Seen {
@@ -162,6 +169,19 @@ mod tests {
         let view = View(Ok(vec![stuck]));
         let seen = view.of(&backstore("disk", 0, State::Activated));
         assert_eq!(seen.state, "stuck");
+    }
+
+    #[test]
+    fn a_lun_is_held_from_when_it_is_drained() {
+        let mut luns = vec![lun(3, "disk", 0), lun(4, "disk", 1), lun(5, "other", 0)];
+        luns[1].state = "held".to_owned();
+        luns[2].state = "draining".to_owned();
+        let view = View(Ok(luns));
+        assert!(view.is_held("disk", None) && view.is_held("disk", Some(1)));
+        assert!(!view.is_held("disk", Some(0)));
+        assert!(view.is_held("other", None));
+        assert!(!view.is_held("nosuch", None));
+        assert!(!View(Err(no_daemon())).is_held("disk", None));
     }
 
     #[test]
