@@ -72,11 +72,7 @@ impl Tree {
         } else {
             Guard::Bounded
         };
-        for lun in self
-            .lun_places()?
-            .into_iter()
-            .filter(|lun| lun.backstore == place.path)
-        {
+        for lun in self.lun_places_of(&place.path)? {
             let _lock = self.lock_target(&lun.target_name())?;
             self.remove_lun(&lun, &guard)
                 .map_err(|error| advise_force(error, name, options))?;

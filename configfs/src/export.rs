@@ -74,6 +74,22 @@ fn number_after<T: std::str::FromStr>(path: &Path, prefix: &str) -> Option<T> {
 impl Tree {
     /// Every LUN of every fabric that leads to a backstore.
     pub(crate) fn lun_places(&self) -> Result<Vec<LunPlace>> {
+        self.lun_places_where(|_| true)
+    }
+
+    /// Every LUN of every fabric that leads to the backstore in this folder. The links of all others,
+    /// of which there may be hundreds, are not followed.
+    pub(crate) fn lun_places_of(&self, backstore: &Path) -> Result<Vec<LunPlace>> {
+        // The last two, `user_N/NAME`, tell backstores apart.
+        let hba = backstore.parent().and_then(Path::file_name);
+        let end: PathBuf = hba.into_iter().chain(backstore.file_name()).collect();
+        let mut places = self.lun_places_where(|goal| goal.ends_with(&end))?;
+        places.retain(|place| place.backstore == backstore);
+        Ok(places)
+    }
+
+    /// Every LUN whose link has a text that is `wanted`.
+    fn lun_places_where(&self, wanted: impl Fn(&Path) -> bool) -> Result<Vec<LunPlace>> {
         let mut places = Vec::new();
         let root = self.roots.configfs.join("target");
         for fabric_name in self.names(&root)? {
@@ -86,7 +102,12 @@ impl Tree {
                         continue;
                     }
                     for lun in self.folders(&tpg.join("lun"))? {
-                        if let Some((link, backstore)) = self.link_in(&lun)? {
+                        let mut links = self.links(&lun)?.into_iter();
+                        let leads_there =
+                            |link: &PathBuf| link.read_link().is_ok_and(|goal| wanted(&goal));
+                        if let Some(link) = links.find(leads_there)
+                            && let Ok(backstore) = link.canonicalize()
+                        {
                             places.push(LunPlace {
                                 fabric: fabric_name.clone(),
                                 target: target.clone(),
@@ -111,9 +132,7 @@ impl Tree {
     /// As [`Tree::all_exports`], of the one backstore in this folder: with hundreds of others, that is
     /// much less to read.
     pub(crate) fn exports_of(&self, backstore: &Path) -> Result<Vec<(PathBuf, Export)>> {
-        let mut places = self.lun_places()?;
-        places.retain(|place| place.backstore == backstore);
-        self.describe_exports(places)
+        self.describe_exports(self.lun_places_of(backstore)?)
     }
 
     fn describe_exports(&self, places: Vec<LunPlace>) -> Result<Vec<(PathBuf, Export)>> {
@@ -150,15 +169,8 @@ impl Tree {
 
     /// The symbolic link in a LUN's folder, and where it leads.
     pub(crate) fn link_in(&self, folder: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
-        for name in self.names(folder)? {
-            let path = folder.join(name);
-            if path.is_symlink()
-                && let Ok(goal) = path.canonicalize()
-            {
-                return Ok(Some((path, goal)));
-            }
-        }
-        Ok(None)
+        let mut links = self.links(folder)?.into_iter();
+        Ok(links.find_map(|link| link.canonicalize().ok().map(|goal| (link, goal))))
     }
 
     /// Makes `lun/lun_N` below a target portal group and links it to a backstore, which makes the

@@ -1,6 +1,7 @@
 //! The handle on LIO's tree: where it is, how long to wait, and the one way to change it.
 
 use std::fmt;
+use std::fs::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -394,6 +395,22 @@ impl Tree {
 
     /// The names in a folder, sorted; none if the folder is not there.
     pub(crate) fn names(&self, folder: &Path) -> Result<Vec<String>> {
+        self.entries(folder, |_| true)
+    }
+
+    /// The folders in a folder, sorted by name.
+    pub(crate) fn folders(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let names = self.entries(folder, FileType::is_dir)?;
+        Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// The symbolic links in a folder, sorted by name.
+    pub(crate) fn links(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let names = self.entries(folder, FileType::is_symlink)?;
+        Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    }
+
+    fn entries(&self, folder: &Path, wanted: impl Fn(&FileType) -> bool) -> Result<Vec<String>> {
         let failed = |e| Error::kernel(format!("list {}", folder.display()), e);
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -402,8 +419,9 @@ impl Tree {
         };
         let mut names = Vec::new();
         for entry in entries {
-            match entry {
-                Ok(entry) => names.extend(entry.file_name().into_string()),
+            match entry.and_then(|entry| Ok((entry.file_type()?, entry.file_name()))) {
+                Ok((kind, name)) if wanted(&kind) => names.extend(name.into_string()),
+                Ok(_) => {}
                 // Removed while we looked.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(failed(e)),
@@ -411,16 +429,6 @@ impl Tree {
         }
         names.sort();
         Ok(names)
-    }
-
-    /// The folders in a folder, sorted by name.
-    pub(crate) fn folders(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        let names = self.names(folder)?;
-        Ok(names
-            .into_iter()
-            .map(|name| folder.join(name))
-            .filter(|p| p.is_dir())
-            .collect())
     }
 }
 
