@@ -4,8 +4,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
-use tcmu::scsi::cdb::StartStopUnit;
+use tcmu::scsi::cdb::{Inquiry, StartStopUnit};
 use tcmu::scsi::opcode::{INQUIRY, MAINTENANCE_IN, MAINTENANCE_OUT};
+use tcmu::scsi::vpd::page::DEVICE_IDENTIFICATION;
 use tcmu::scsi::{AdditionalSense, Sense, Status};
 use tcmu_handler::{Backstore, Buffer, Error, Io};
 use zerocopy::FromBytes;
@@ -46,6 +47,17 @@ pub struct LogicalUnit<B> {
     pub(super) journal: Option<Arc<dyn Journal>>,
     pub(super) neighbours: Option<Rc<dyn Neighbours>>,
     pub(super) target_core: Option<Arc<dyn TargetCore>>,
+}
+
+/// Whether what a command answers depends on how the unit is exported. Looking that up reads dozens of
+/// attributes, and initiators ask for many pages of a disk that is new to them.
+fn tells_of_surroundings(cdb: &[u8]) -> bool {
+    match cdb.first() {
+        Some(&INQUIRY) => parse::<Inquiry>(cdb)
+            .is_ok_and(|command| !command.evpd() || command.page_code == DEVICE_IDENTIFICATION),
+        Some(&(MAINTENANCE_IN | MAINTENANCE_OUT)) => true,
+        _ => false,
+    }
 }
 
 impl<B: Backstore> LogicalUnit<B> {
@@ -141,7 +153,7 @@ impl<B: Backstore> LogicalUnit<B> {
         {
             return answer;
         }
-        if let Some(&(INQUIRY | MAINTENANCE_IN | MAINTENANCE_OUT)) = cdb.first() {
+        if tells_of_surroundings(cdb) {
             // In a box, as others below, to keep the task of a read small.
             Box::pin(self.look_around(io)).await;
         }
