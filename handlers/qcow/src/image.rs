@@ -14,7 +14,7 @@ use crate::header::Header;
 use crate::layer::{self, Backing, Layer, Origin};
 use crate::range_lock::RangeLocks;
 use crate::snapshot::Snapshot;
-use crate::transfers;
+use crate::transfers::{self, Way};
 
 /// So many ranges may wait to be counted down before a request flushes the image to do it.
 const WAITING: usize = 1024;
@@ -103,11 +103,17 @@ impl Backstore for QcowImage {
             .writer
             .as_ref()
             .map(|writer| writer.allocator.grace.enter());
+        let Some(host) = self.top.in_one_piece(offset, buffer.len() as u64) else {
+            return Box::pin(self.fill(io, buffer, offset)).await;
+        };
         // Most requests lie within one piece: one transfer is all that they need.
-        match self.top.in_one_piece(offset, buffer.len() as u64) {
-            Some(host) => transfers::read(io, self.top.disk.data(), buffer, host).await,
-            None => Box::pin(self.fill(io, buffer, offset)).await,
+        let data = self.top.disk.data();
+        let result = transfers::start(io, Way::Read, data, buffer, host).await;
+        if transfers::is_whole(&result, &buffer) {
+            return Ok(());
         }
+        let rest = transfers::complete(io, Way::Read, data, buffer, host, result);
+        Box::pin(rest).await
     }
 
     async fn write(

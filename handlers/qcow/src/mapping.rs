@@ -28,6 +28,8 @@ pub(crate) struct Mapping {
     /// Held while the L1 table changes.
     pub(crate) l1_writer: Mutex<()>,
     slices: Slices,
+    /// log2 of the guest bytes that a slice describes.
+    slice_bits: u32,
     /// Slices with changes that are not in the file.
     dirty: RefCell<Vec<Arc<Slice>>>,
 }
@@ -61,6 +63,7 @@ impl Mapping {
             l1_offset: Cell::new(l1_offset),
             l1_writer: Mutex::new(()),
             slices: Slices::new((capacity as usize).max(16)),
+            slice_bits: layout.slice_span().trailing_zeros(),
             dirty: RefCell::default(),
         }
     }
@@ -68,8 +71,9 @@ impl Mapping {
     /// What there is at `offset`, and how far it reaches, up to `len` bytes.
     pub(crate) fn find(&self, offset: u64, len: u64) -> Result<Found, Corrupt> {
         let layout = &self.layout;
-        let number = layout.slice_of(offset);
-        let end = offset.saturating_add(len).min(layout.slice_end(offset));
+        let number = offset >> self.slice_bits;
+        let slice_end = (offset | ((1 << self.slice_bits) - 1)).saturating_add(1);
+        let end = offset.saturating_add(len).min(slice_end);
         // Where a slice is in memory, there is a table: it need not be asked for.
         let run = self
             .slices
@@ -222,12 +226,35 @@ async fn let_others_run() {
     .await;
 }
 
+/// What most requests find: plain data, and that one cluster has all of them.
+#[inline]
+fn within_a_cluster(slice: &Slice, offset: u64, end: u64, layout: &Layout) -> Option<Piece> {
+    let cluster = offset >> layout.cluster_bits;
+    if layout.extended || layout.external || end.wrapping_sub(1) >> layout.cluster_bits != cluster {
+        return None;
+    }
+    let word = slice.entry(cluster, layout).word;
+    let (host, into) = (word & OFFSET, layout.cluster_size() - 1);
+    let is_plain = word & !(OFFSET | COPIED) == 0 && host != 0 && host & into == 0;
+    is_plain.then(|| Piece {
+        state: State::Data {
+            host: host + (offset & into),
+            owned: word & COPIED != 0,
+        },
+        len: end - offset,
+        dirty: slice.is_dirty(),
+    })
+}
+
 /// How far the state at `offset` reaches, up to `end`.
 fn run(slice: &Slice, offset: u64, end: u64, layout: &Layout) -> Result<Piece, Corrupt> {
     let state_at = |at: u64| {
         let entry = slice.entry(at >> layout.cluster_bits, layout);
         entry.state(layout.sub_of(at), layout)
     };
+    if let Some(piece) = within_a_cluster(slice, offset, end, layout) {
+        return Ok(piece);
+    }
     let into = offset & (layout.sub_size() - 1);
     let first = match state_at(offset)? {
         State::Data { host, owned } => State::Data {

@@ -11,9 +11,12 @@ use crate::storage::Storage;
 /// How many transfers of a request run at the same time.
 const WIDTH: usize = 16;
 
+/// Where the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
+    /// To memory.
     Read,
+    /// To the file; with `durable`, they are durable afterwards.
     Write { durable: bool },
 }
 
@@ -124,7 +127,8 @@ pub(crate) async fn read(
     buffer: Buffer<'_>,
     offset: u64,
 ) -> Result<()> {
-    transfer(io, Way::Read, storage, buffer, offset).await
+    let result = start(io, Way::Read, storage, buffer, offset).await;
+    complete(io, Way::Read, storage, buffer, offset, result).await
 }
 
 /// Writes `buffer` at `offset`.
@@ -135,24 +139,30 @@ pub(crate) async fn write(
     offset: u64,
     durable: bool,
 ) -> Result<()> {
-    transfer(io, Way::Write { durable }, storage, buffer, offset).await
+    let way = Way::Write { durable };
+    let result = start(io, way, storage, buffer, offset).await;
+    complete(io, way, storage, buffer, offset, result).await
 }
 
-async fn transfer(
-    io: &Io,
+/// Starts a transfer whose result needs no more, as a rule: what [is whole](is_whole) is done, and
+/// [`complete`] does the rest of all others.
+pub(crate) fn start<'a>(
+    io: &'a Io,
     way: Way,
     storage: &Storage,
     buffer: Buffer<'_>,
     offset: u64,
-) -> Result<()> {
-    match io.submit(operation(way, storage, buffer, offset)).await {
-        Ok(count) if count as usize >= buffer.len() => Ok(()),
-        result => Box::pin(complete(io, way, storage, buffer, offset, result)).await,
-    }
+) -> IoFuture<'a> {
+    io.submit(operation(way, storage, buffer, offset))
+}
+
+/// Whether a transfer has done all that it was to do.
+pub(crate) fn is_whole(result: &io::Result<u32>, buffer: &Buffer<'_>) -> bool {
+    matches!(result, Ok(count) if *count as usize >= buffer.len())
 }
 
 /// Sees to what the kernel has left of a transfer.
-async fn complete(
+pub(crate) async fn complete(
     io: &Io,
     way: Way,
     storage: &Storage,
@@ -162,7 +172,7 @@ async fn complete(
 ) -> Result<()> {
     loop {
         let error = match result {
-            Ok(count) if count as usize >= buffer.len() => return Ok(()),
+            _ if is_whole(&result, &buffer) => return Ok(()),
             Ok(0) if way == Way::Read => {
                 buffer.fill(0);
                 return Ok(());

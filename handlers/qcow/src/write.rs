@@ -7,7 +7,7 @@ use crate::entry::State;
 use crate::image::QcowImage;
 use crate::layer::Layer;
 use crate::mapping::{Found, Piece};
-use crate::transfers::{self, Transfers};
+use crate::transfers::{self, Transfers, Way};
 
 /// What is left to do when all transfers of a write have ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +41,12 @@ impl QcowImage {
             };
             match place {
                 Some((host, durable)) => {
-                    transfers::write(io, self.top.disk.data(), buffer, host, durable).await?;
+                    let (data, way) = (self.top.disk.data(), Way::Write { durable });
+                    let result = transfers::start(io, way, data, buffer, host).await;
+                    if !transfers::is_whole(&result, &buffer) {
+                        let rest = transfers::complete(io, way, data, buffer, host, result);
+                        Box::pin(rest).await?;
+                    }
                 }
                 None => after = Box::pin(self.write_pieces(io, buffer, offset, fua)).await?,
             }
