@@ -273,6 +273,9 @@ impl Opcode {
             return Err(Sense::invalid_cdb_field(7, None));
         }
         // The lookup went by opcode and service action: their bits are those of the table.
+        if self.has_only_known_bits(cdb) {
+            return Ok(cdb);
+        }
         for (at, (byte, usage)) in cdb.iter().zip(&self.usage).enumerate() {
             let wrong = byte & !usage;
             if wrong != 0 {
@@ -281,5 +284,22 @@ impl Opcode {
             }
         }
         Ok(cdb)
+    }
+
+    /// Whether no bit is set that means nothing: for the usual lengths, in a few steps.
+    #[inline]
+    fn has_only_known_bits(&self, cdb: &[u8]) -> bool {
+        fn fits<const N: usize>(cdb: &[u8], usage: &[u8]) -> bool {
+            let bits = cdb.first_chunk::<N>().zip(usage.first_chunk::<N>());
+            bits.is_some_and(|(cdb, usage)| {
+                let wrong = cdb.iter().zip(usage).map(|(byte, usage)| byte & !usage);
+                wrong.fold(0, |all, wrong| all | wrong) == 0
+            })
+        }
+        match cdb.len() {
+            10 => fits::<10>(cdb, &self.usage),
+            16 => fits::<16>(cdb, &self.usage),
+            _ => false,
+        }
     }
 }
