@@ -4,6 +4,11 @@
 //! `null` is the runner alone; `file` adds io_uring and the page cache; `qcow` adds the mapping of a
 //! preallocated image, and where it is empty, the allocation of clusters. The mock kernel's own work is
 //! not measured.
+//!
+//! ```text
+//! cargo bench -p tcmu-runner
+//! cargo bench -p tcmu-runner -- file_read --sample-count 1000
+//! ```
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark has nobody to report errors to"

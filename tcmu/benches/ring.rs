@@ -1,6 +1,11 @@
 //! What the ring costs per batch of commands: fetch, complete, publish.
 //!
 //! The mock kernel's work, and the data's way, are not measured.
+//!
+//! ```text
+//! cargo bench -p tcmu
+//! cargo bench -p tcmu -- out_of_order --sample-count 1000
+//! ```
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark has nobody to report errors to"
