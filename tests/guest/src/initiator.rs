@@ -9,7 +9,12 @@ use anyhow::{Context as _, ensure};
 
 use crate::{TestResult, sh};
 
-const NAME: &str = "iqn.2026-11.com.example:tester";
+/// The initiator's name.
+pub const NAME: &str = "iqn.2026-11.com.example:tester";
+
+/// iscsiadm's exit code where the target does not accept the password.
+const NOT_ACCEPTED: i32 = 24;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -28,23 +33,33 @@ impl Session {
     /// # Errors
     /// If that fails.
     pub fn login(portal: &str, iqn: &str) -> anyhow::Result<Self> {
-        fs::create_dir_all("/etc/iscsi")?;
-        fs::write(
-            "/etc/iscsi/initiatorname.iscsi",
-            format!("InitiatorName={NAME}\n"),
-        )?;
-        // It may run since another test.
-        sh::run_any(&["iscsid"])?;
-        sh::run(&[
-            "iscsiadm",
-            "-m",
-            "discovery",
-            "-t",
-            "sendtargets",
-            "-p",
-            portal,
-        ])?;
-        sh::run(&["iscsiadm", "-m", "node", "-T", iqn, "-p", portal, "--login"])?;
+        discover(portal)?;
+        sh::run(&node(portal, iqn, &["--login"]))?;
+        Self::await_disk(portal, iqn)
+    }
+
+    /// As [`login`](Self::login), with a name and password (CHAP).
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn login_as(portal: &str, iqn: &str, user: &str, password: &str) -> anyhow::Result<Self> {
+        discover(portal)?;
+        identify(portal, iqn, user, password)?;
+        sh::run(&node(portal, iqn, &["--login"]))?;
+        Self::await_disk(portal, iqn)
+    }
+
+    /// Tries to log in with a name and password that the target must not accept.
+    ///
+    /// # Errors
+    /// If it does, or if something else goes wrong.
+    pub fn refused_as(portal: &str, iqn: &str, user: &str, password: &str) -> TestResult {
+        discover(portal)?;
+        identify(portal, iqn, user, password)?;
+        sh::run_code(&node(portal, iqn, &["--login"]), NOT_ACCEPTED).map(drop)
+    }
+
+    fn await_disk(portal: &str, iqn: &str) -> anyhow::Result<Self> {
         let mut session = Self {
             iqn: iqn.to_owned(),
             portal: portal.to_owned(),
@@ -77,17 +92,7 @@ impl Session {
     }
 
     fn leave(&self) -> TestResult {
-        sh::run(&[
-            "iscsiadm",
-            "-m",
-            "node",
-            "-T",
-            &self.iqn,
-            "-p",
-            &self.portal,
-            "--logout",
-        ])
-        .map(drop)
+        sh::run(&node(&self.portal, &self.iqn, &["--logout"])).map(drop)
     }
 }
 
@@ -97,6 +102,45 @@ impl Drop for Session {
             let _ = self.leave();
         }
     }
+}
+
+/// Starts the initiator, and has it find the portal's targets.
+fn discover(portal: &str) -> TestResult {
+    fs::create_dir_all("/etc/iscsi")?;
+    fs::write(
+        "/etc/iscsi/initiatorname.iscsi",
+        format!("InitiatorName={NAME}\n"),
+    )?;
+    // It may run since another test.
+    sh::run_any(&["iscsid"])?;
+    let find = ["-m", "discovery", "-t", "sendtargets", "-p", portal];
+    sh::run(&[&["iscsiadm"], &find[..]].concat()).map(drop)
+}
+
+/// A command of iscsiadm's about one target.
+fn node<'a>(portal: &'a str, iqn: &'a str, what: &[&'a str]) -> Vec<&'a str> {
+    [
+        &["iscsiadm", "-m", "node", "-T", iqn, "-p", portal][..],
+        what,
+    ]
+    .concat()
+}
+
+/// Sets the name and password for later logins.
+fn identify(portal: &str, iqn: &str, user: &str, password: &str) -> TestResult {
+    for (name, value) in [
+        ("authmethod", "CHAP"),
+        ("username", user),
+        ("password", password),
+    ] {
+        let name = format!("node.session.auth.{name}");
+        sh::run(&node(
+            portal,
+            iqn,
+            &["--op", "update", "-n", &name, "-v", value],
+        ))?;
+    }
+    Ok(())
 }
 
 /// The first disk that a session has brought, once it can be opened.

@@ -51,13 +51,6 @@ pub(crate) fn machine(
             command.arg("bind_cpus"); // kernel/patches/bind-cpus.patch
         }
     }
-    if guest.systemd_root.is_some() {
-        // The kernel has no BPF, with which the second version of control groups restricts devices.
-        command.args([
-            "systemd.unified_cgroup_hierarchy=0",
-            "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
-        ]);
-    }
     command.args(&guest.kernel_args);
     Ok(Machine {
         command,

@@ -7,12 +7,16 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use tcmu_guest_tests::daemon::Daemon;
+use tcmu_guest_tests::initiator::{self, Session};
 use tcmu_guest_tests::lun::{self, Disk, MIB, holds, image, leftovers, tcmuctl, tcmuctl_fails};
-use tcmu_guest_tests::{TestResult, guest_test, sh};
+use tcmu_guest_tests::{TestResult, guest_test, sh, skip};
 
 const IQN: &str = "iqn.2026-11.com.example:saved";
 const HOST: &str = "iqn.2026-11.com.example:host";
 const OTHER: &str = "iqn.2026-11.com.example:other";
+const LOCKED: &str = "iqn.2026-11.com.example:locked";
+const SECRET: &str = "secret123456";
+const PORTAL: &str = "127.0.0.1:3260";
 const FILE: &str = "/run/saved/saveconfig.json";
 const TARGET: &str = "/sys/kernel/config/target";
 
@@ -55,11 +59,10 @@ fn set_up(image: &str) -> TestResult {
     symlink(format!("{group}/lun/lun_0"), format!("{acl}/lun_4/x"))?;
     for (file, value) in [
         (format!("{group}/attrib/generate_node_acls"), "0"),
-        // CHAP's names come back as well; to log in by them, the kernel needs MD5, which not all have.
         (format!("{group}/attrib/authentication"), "0"),
         (format!("{group}/param/MaxRecvDataSegmentLength"), "65536"),
         (format!("{acl}/auth/userid"), "me"),
-        (format!("{acl}/auth/password"), "secret123456"),
+        (format!("{acl}/auth/password"), SECRET),
         (format!("{acl}/lun_4/write_protect"), "1"),
         (format!("{alua}/tg_pt_gp_id"), "16"),
         (format!("{alua}/alua_access_state"), "1"),
@@ -176,6 +179,52 @@ fn a_lun_that_is_broken_does_not_hold_up_the_others() -> TestResult {
         "{said}"
     );
     tear_down()?;
+    daemon.stop()
+}
+
+guest_test!(a_password_comes_back);
+fn a_password_comes_back() -> TestResult {
+    sh::run_any(&["modprobe", "-q", "md5"])?;
+    let algorithms = fs::read_to_string("/proc/crypto")?;
+    let is_md5 = |line: &str| line.split_whitespace().eq(["name", ":", "md5"]);
+    if !algorithms.lines().any(is_md5) {
+        skip!("this kernel has no MD5, which CHAP needs");
+    }
+    let daemon = Daemon::start()?;
+    let image = image("locked", 32 * MIB)?;
+    let words = "create locked --handler file --iscsi";
+    let words: Vec<&str> = words
+        .split(' ')
+        .chain([LOCKED, "--config", &image])
+        .collect();
+    tcmuctl(&words)?;
+    let group = format!("{TARGET}/iscsi/{LOCKED}/tpgt_1");
+    let acl = format!("{group}/acls/{}", initiator::NAME);
+    for folder in [&acl, &format!("{acl}/lun_0")] {
+        fs::create_dir(folder).with_context(|| folder.clone())?;
+    }
+    symlink(format!("{group}/lun/lun_0"), format!("{acl}/lun_0/x"))?;
+    for (file, value) in [
+        ("attrib/generate_node_acls", "0"),
+        ("attrib/authentication", "1"),
+        (&format!("acls/{}/auth/userid", initiator::NAME), "me"),
+        (&format!("acls/{}/auth/password", initiator::NAME), SECRET),
+    ] {
+        fs::write(format!("{group}/{file}"), value).with_context(|| file.to_owned())?;
+    }
+    tcmuctl(&["save", FILE])?;
+    tcmuctl(&["delete", "--force", "locked"])?;
+    ensure!(leftovers()? == [""; 0], "left: {:?}", leftovers()?);
+
+    tcmuctl(&["restore", FILE])?;
+    Session::refused_as(PORTAL, LOCKED, "me", "another-secret")?;
+    Session::refused_as(PORTAL, LOCKED, "you", SECRET)?;
+    let session = Session::login_as(PORTAL, LOCKED, "me", SECRET)?;
+    lun::write(session.disk(), MIB, 0x5a)?;
+    ensure!(holds(session.disk(), MIB, 0x5a)?);
+    session.logout()?;
+    tcmuctl(&["delete", "--force", "locked"])?;
+    ensure!(leftovers()? == [""; 0], "left: {:?}", leftovers()?);
     daemon.stop()
 }
 
