@@ -19,15 +19,17 @@ pub(crate) use self::test::test;
 /// Build the Debian package
 ///
 /// Builds the programs, writes their manual pages and shell completions, and packs all of it with the
-/// unit, the D-Bus files and the sample configuration. Prints the package's path. The first run
-/// installs cargo-deb into the target folder. `cargo xtask test --full` tries it out too.
+/// units, the D-Bus files and the sample configuration. Prints the package's path. Its maintainer is
+/// who the environment variables DEBFULLNAME and DEBEMAIL say. The first run installs cargo-deb into the
+/// target folder. `cargo xtask test --full` tries it out too.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// The package's version [default: the workspace's]
     #[arg(long, value_name = "VERSION")]
     deb_version: Option<String>,
     /// Try it out instead: boot a fresh Debian tree with its own systemd, and there install it, use
-    /// it, restart and kill the service under I/O, upgrade and remove it
+    /// it, restart and kill the service under I/O, upgrade and remove it, and install it over Debian's
+    /// own tcmu-runner
     #[arg(long, conflicts_with = "deb_version")]
     test: bool,
 }
@@ -68,6 +70,9 @@ fn pack(version: Option<&str>) -> anyhow::Result<PathBuf> {
     if let Some(version) = version {
         command.args(["--deb-version", version]);
     }
+    if let Some(maintainer) = maintainer() {
+        command.args(["--maintainer", &maintainer]);
+    }
     let output = command.output().context("cannot run cargo-deb")?;
     let messages = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cargo-deb failed: {messages}");
@@ -76,6 +81,12 @@ fn pack(version: Option<&str>) -> anyhow::Result<PathBuf> {
         Some(path) => Ok(path.into()),
         None => bail!("cargo-deb named no package: {messages}"),
     }
+}
+
+/// Who answers for the package: whoever builds it for others says so as Debian's own tools want it.
+fn maintainer() -> Option<String> {
+    let [name, address] = ["DEBFULLNAME", "DEBEMAIL"].map(|name| std::env::var(name).ok());
+    Some(format!("{} <{}>", name?, address?))
 }
 
 /// Has the programs write their manual pages and completions, in the folders that the package's
