@@ -1,13 +1,14 @@
 //! What time it is, read at most twice in a turn.
 
 use std::cell::Cell;
-use std::time::Instant;
+
+use super::ticks::Ticks;
 
 /// The time of a turn. It stands still from when it is asked for until it is told to go on: reading
-/// the system's clock for each command would cost a good part of what the command does.
+/// it for each command would cost a good part of what the command does.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    start: Instant,
+    ticks: Ticks,
     /// 0: it has gone on.
     now: Cell<u64>,
 }
@@ -15,7 +16,7 @@ pub(crate) struct Clock {
 impl Clock {
     pub(super) fn new() -> Self {
         Self {
-            start: Instant::now(),
+            ticks: Ticks::new(),
             now: Cell::new(0),
         }
     }
@@ -37,8 +38,7 @@ impl Clock {
 
     #[inline(never)]
     fn read(&self) -> u64 {
-        // 2^64 ns are 584 years.
-        let now = (self.start.elapsed().as_nanos() as u64).max(1);
+        let now = self.ticks.now().max(1);
         self.now.set(now);
         now
     }

@@ -20,6 +20,7 @@ mod recovery;
 mod tally;
 mod tasks;
 mod thread;
+mod ticks;
 mod turn;
 
 pub(crate) use blocking::BlockingPool;
