@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::backstore::{Backstore, Place};
 use crate::change::Change;
@@ -215,11 +216,13 @@ impl Tree {
     pub(crate) fn enable(&self, settled: &Settled<'_>, path: &Path) -> Result<()> {
         let enable = Change::Write(path.join("enable"), "1".to_owned());
         let what = format!("the new LUN with the config {}", settled.dev_config);
+        let begin = SystemTime::now();
         match self.attempt_until_unblocked(&enable, &Guard::Netlink) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(Error::Refused {
                 what,
                 meaning: enable_verdict(&source, settled),
+                reason: self.refusal(path, begin),
                 source,
             }),
             // Daemons keep silent about each other's subtypes.

@@ -92,12 +92,14 @@ pub enum Error {
     },
 
     /// The daemon, or the kernel on its behalf, refused.
-    #[error("{what} was refused: {meaning}. {} may say more", daemon::LOG_HINT)]
+    #[error("{what} was refused: {meaning}. {}", Said(.reason))]
     Refused {
         /// What was asked for.
         what: String,
         /// The verdict in words.
         meaning: String,
+        /// Why, as the daemon has noted it; the C implementation notes nothing.
+        reason: Option<String>,
         /// The verdict as the kernel returned it.
         source: io::Error,
     },
@@ -209,6 +211,18 @@ impl fmt::Display for Hbas<'_> {
             write!(f, "{}user_{hba}", if i == 0 { "" } else { ", " })?;
         }
         Ok(())
+    }
+}
+
+/// What the daemon says, or where to look.
+struct Said<'a>(&'a Option<String>);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(reason) => write!(f, "tcmu-runner says: {reason}"),
+            None => write!(f, "{} may say more", daemon::LOG_HINT),
+        }
     }
 }
 

@@ -35,6 +35,7 @@ mod lock;
 mod loopback;
 mod name;
 mod prepare;
+mod refusal;
 mod resize;
 mod roots;
 pub mod saved;

@@ -1,6 +1,7 @@
 //! Resizing a backstore while it serves.
 
 use std::io;
+use std::time::SystemTime;
 
 use rustix::io::Errno;
 
@@ -41,13 +42,14 @@ impl Tree {
         if size != before.size {
             let write = Change::Write(place.path.join("attrib/dev_size"), size.to_string());
             let what = format!("the new size of {name}");
+            let begin = SystemTime::now();
             match self.attempt_until_unblocked(&write, &Guard::Netlink) {
                 Ok(Ok(())) => {}
                 Ok(Err(source)) => {
-                    let meaning = resize_verdict(&source, size);
                     return Err(Error::Refused {
                         what,
-                        meaning,
+                        meaning: resize_verdict(&source, size),
+                        reason: self.refusal(&place.path, begin),
                         source,
                     });
                 }

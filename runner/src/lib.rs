@@ -26,6 +26,7 @@ mod metrics;
 mod program;
 mod reactor;
 mod recovery;
+mod refusals;
 mod registry;
 mod run_dir;
 mod service_manager;

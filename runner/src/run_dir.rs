@@ -9,6 +9,7 @@ use anyhow::Context;
 use rustix::fs::FlockOperation;
 
 use crate::recovery::Tables;
+use crate::refusals::Refusals;
 
 /// The daemon's folder in `/run`.
 const PATH: &str = "/run/tcmu-runner";
@@ -83,6 +84,11 @@ impl RunDir {
     ) -> io::Result<()> {
         let lines: String = subtypes.flat_map(|subtype| [subtype, "\n"]).collect();
         fs::write(self.path.join("handlers"), lines)
+    }
+
+    /// Where refusals are noted.
+    pub(crate) fn refusals(&self) -> Refusals {
+        Refusals::at(self.path.join("refusals"))
     }
 
     /// The in-flight tables.

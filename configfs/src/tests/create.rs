@@ -224,6 +224,33 @@ fn the_daemons_verdict_is_put_into_words() {
 }
 
 #[test]
+fn the_daemons_own_reason_is_given_where_there_is_one() {
+    let refused = |notes: &str| {
+        let machine = Machine::new();
+        machine.write("run/tcmu-runner/refusals", notes);
+        machine
+            .kernel
+            .answer(&[Answer::Errno(Errno::INVAL.raw_os_error())]);
+        let error = machine.tree().create(&spec()).expect_err("refused");
+        error.to_string()
+    };
+    let text = refused("99999999999999\tuser_0/disk0\tthe header is damaged\n");
+    assert!(
+        text.contains("not valid for the file handler")
+            && text.ends_with("tcmu-runner says: the header is damaged"),
+        "{text}"
+    );
+    // Of an attempt before this one, and of another LUN.
+    let text = refused(
+        "1000\tuser_0/disk0\tthe header is damaged\n99999999999999\tuser_1/disk0\tlocked\n",
+    );
+    assert!(
+        text.contains("journalctl") && !text.contains("tcmu-runner says"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_daemon_that_never_answers_is_given_up_on() {
     for before in ["unblocked", "blocked"] {
         let machine = Machine::new();

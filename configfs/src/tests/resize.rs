@@ -78,6 +78,17 @@ fn a_refused_size_leaves_the_old_one() {
         error.to_string().contains("no space to hold 8.0 MiB"),
         "{error}"
     );
+    let notes = "99999999999999\tuser_0/disk0\tthe pool is full\n";
+    machine.write("run/tcmu-runner/refusals", notes);
+    machine
+        .kernel
+        .answer(&[Answer::Errno(Errno::NOSPC.raw_os_error())]);
+    let error = machine.tree().resize("disk0", 8 * MIB, &grow());
+    let text = error.expect_err("no space").to_string();
+    assert!(
+        text.ends_with("tcmu-runner says: the pool is full"),
+        "{text}"
+    );
     assert_eq!(
         machine
             .tree()

@@ -54,6 +54,8 @@ impl Daemon {
                     lun = name.name,
                     "refused: tcmu-runner --offline takes no new LUNs"
                 );
+                self.refusals
+                    .note(&name, "tcmu-runner --offline takes no new LUNs");
                 self.reply(ticket, NO_DEVICE);
             }
             None => {
@@ -111,6 +113,8 @@ impl Daemon {
                 lun = name.name,
                 "not changed: somebody wants its image to be left alone"
             );
+            self.refusals
+                .note(name, "somebody wants its image to be left alone");
             return self.reply(ticket, BUSY);
         }
         let reporter = self.reporter.clone();
@@ -152,6 +156,7 @@ impl Daemon {
                     "refused: a LUN gets another image by ChangeMedium (targetcli's changemedium) only"
                 );
                 let message = format!("another image needs ChangeMedium: {config}");
+                self.refusals.note(name, &message);
                 self.board
                     .tell(EventKind::ChangeRefused, &name.name, message);
                 return self.reply(ticket, NOT_SUPPORTED);
@@ -508,6 +513,7 @@ impl Daemon {
             (Err(error), Some(device)) => {
                 tracing::error!(lun = device.name.name, %error, "the change was refused");
                 let message = error.to_string();
+                self.refusals.note(&device.name, &message);
                 self.board
                     .tell(EventKind::ChangeRefused, &device.name.name, message);
                 -error.errno()
@@ -527,8 +533,12 @@ impl Daemon {
             .is_some_and(|device| device.ticket.is_none() && !device.unwanted)
             && self.opener.sysfs.device(id).is_ok();
         if let Some(device) = self.devices.get(&id) {
+            let message = error.to_string();
+            if device.ticket.is_some() {
+                self.refusals.note(&device.name, &message);
+            }
             self.board
-                .tell(EventKind::Failed, &device.name.name, error.to_string());
+                .tell(EventKind::Failed, &device.name.name, message);
         }
         if stays {
             self.directory.settle(id);

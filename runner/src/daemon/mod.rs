@@ -47,6 +47,7 @@ use crate::copy::{ConfigfsAccess, Directory};
 use crate::dbus;
 use crate::metrics;
 use crate::reactor::{BlockingPool, LunId, Message, ReactorHandle};
+use crate::refusals::Refusals;
 use crate::registry::Registry;
 use crate::run_dir::RunDir;
 use crate::service_manager;
@@ -79,6 +80,7 @@ pub(crate) struct Daemon {
     reports: Receiver<Report>,
     signals: UnixStream,
     board: Arc<Board>,
+    refusals: Refusals,
     /// Handlers in other processes.
     externals: Arc<dbus::Externals>,
     settings: Settings,
@@ -174,6 +176,7 @@ impl Daemon {
                 sysfs,
                 tables: run_dir.tables(),
             },
+            refusals: run_dir.refusals(),
             run_dir,
             netlink,
             reactors,
@@ -271,6 +274,8 @@ impl Daemon {
             {
                 device.unwanted = true;
                 tracing::error!(lun = device.name.name, "opening takes too long; refused");
+                self.refusals
+                    .note(&device.name, "opening its image takes too long");
                 late.push(ticket);
             }
         }

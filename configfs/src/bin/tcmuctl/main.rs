@@ -11,7 +11,6 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
 
 use clap::{CommandFactory, Parser};
 use serde_json::json;
@@ -104,16 +103,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             if create.no_daemon_check {
                 tree = tree.without_daemon_check();
             }
-            let (name, started) = (create.name.clone(), SystemTime::now());
-            let backstore = tree.create(&spec(create)).inspect_err(|error| {
-                // Another machine's tree, below a folder, has no bus.
-                if let Error::Refused { .. } = error
-                    && cli.common.root.is_none()
-                    && let Some(reason) = runner::reason(&name, started)
-                {
-                    complain(&format!("tcmu-runner says of {name}: {reason}"));
-                }
-            })?;
+            let backstore = tree.create(&spec(create))?;
             if as_json {
                 output::json(&backstore)?
             } else {

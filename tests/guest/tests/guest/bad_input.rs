@@ -83,6 +83,40 @@ fn an_unknown_option_is_refused() -> TestResult {
     is_refused("file", &config, &["--size", "16M"], "nosuch")
 }
 
+guest_test!(a_refusal_gives_the_daemons_reason_without_a_bus_too);
+fn a_refusal_gives_the_daemons_reason_without_a_bus_too() -> TestResult {
+    let daemon = Daemon::start()?;
+    let image = image("reasons", 8 * MIB)?;
+    let create = |name, config| {
+        let what = ["--handler", "file", "--config", config, "--size", "16M"];
+        tcmuctl_fails(&[&["create", name, "--loopback"], &what[..]].concat())
+    };
+    for name in ["first", "second"] {
+        let message = create(name, &image)?;
+        ensure!(
+            message.contains("tcmu-runner says: ") && message.contains("less than the LUN's"),
+            "{message}"
+        );
+    }
+    // Not what was said of this name before.
+    let message = create("first", &format!("{image};nosuch=1"))?;
+    ensure!(
+        message.contains("tcmu-runner says: ") && message.contains("nosuch"),
+        "{message}"
+    );
+    ensure!(!message.contains("less than"), "{message}");
+
+    let fixed = format!("{image};readonly=on");
+    let disk = Disk::create("fixed", "file", &fixed, &["--size", "8M"])?;
+    let message = tcmuctl_fails(&["resize", "fixed", "16M"])?;
+    ensure!(
+        message.contains("tcmu-runner says: ") && message.contains("less than the 16777216"),
+        "{message}"
+    );
+    disk.delete()?;
+    daemon.stop()
+}
+
 guest_test!(an_image_in_use_is_refused);
 fn an_image_in_use_is_refused() -> TestResult {
     let daemon = Daemon::start()?;

@@ -8,7 +8,6 @@ mod error;
 mod events;
 mod figures;
 mod level;
-mod refusal;
 mod screen;
 mod stats;
 mod status;
@@ -22,7 +21,6 @@ use std::time::Duration;
 use clap::Subcommand;
 
 pub(crate) use self::error::Error;
-pub(crate) use self::refusal::reason;
 pub(crate) use self::view::{Seen, View};
 
 use self::client::Client;
