@@ -52,6 +52,7 @@ impl Tree {
     /// again goes on where a failure stopped it.
     pub fn delete(&self, name: &str, options: &DeleteOptions) -> Result<()> {
         self.require_root()?;
+        self.check_interrupt()?;
         // Found before it is locked: what is not in the tree is no name to make a lock file of.
         self.find(name, options.hba)?;
         let _lock = self.lock_backstore(name)?;

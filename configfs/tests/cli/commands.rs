@@ -101,6 +101,7 @@ fn wrong_usage_ends_with_2() {
         (vec!["top", "--interval", "0"], "from 0.1 to 3600"),
         (vec!["top", "--count", "0"], "0"),
         (vec!["drain"], "<NAME>"),
+        (vec!["delete"], "<NAME>"),
         (vec!["drain", "a", "--all"], "cannot be used with"),
         (
             vec!["drain", "a", "--hold", "--", "true"],
@@ -150,6 +151,11 @@ fn failures_end_with_1_and_say_why() {
     machine
         .run(&["delete", "none"])
         .expect(1, "", "no backstore named none");
+    let run = machine.run(&["delete", "none", "neither", "none", "--json"]);
+    let run = run.expect(1, "", "no backstore named none;");
+    assert_eq!(run.json(), json!({"deleted": []}));
+    assert_eq!(run.stderr.lines().count(), 2, "{}", run.stderr);
+    assert!(run.stderr.contains("named neither"), "{}", run.stderr);
     machine
         .run(&["resize", "none", "1M"])
         .expect(1, "", "no backstore named none");

@@ -85,7 +85,7 @@ impl Machine {
 pub(crate) struct Run {
     status: Option<i32>,
     pub(crate) stdout: String,
-    stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Run {

@@ -182,6 +182,23 @@ impl Disk {
     pub fn delete(mut self) -> anyhow::Result<()> {
         tcmuctl(&["delete", &self.name])?;
         self.deleted = true;
+        self.is_gone()
+    }
+
+    /// Deletes LUNs by one command; their disks must be gone then.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete).
+    pub fn delete_all(mut disks: Vec<Self>) -> anyhow::Result<()> {
+        let names = disks.iter().map(|disk| &*disk.name);
+        tcmuctl(&std::iter::once("delete").chain(names).collect::<Vec<_>>())?;
+        for disk in &mut disks {
+            disk.deleted = true;
+        }
+        disks.iter().try_for_each(Self::is_gone)
+    }
+
+    fn is_gone(&self) -> anyhow::Result<()> {
         let entry = Path::new("/sys/class/block").join(self.path.file_name().unwrap_or_default());
         ensure!(!entry.exists(), "{} is still there", entry.display());
         Ok(())

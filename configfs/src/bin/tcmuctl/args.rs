@@ -100,10 +100,13 @@ pub(crate) enum Command {
     /// What the kernel says and, as DAEMON in `tcmuctl list`, tcmu-runner.
     Show(Select),
 
-    /// Delete a backstore and what exposes it
+    /// Delete backstores and what exposes them
     ///
-    /// Refused while its disk is mounted, held or open, an initiator is logged in, or `tcmuctl drain`
+    /// Refused while a disk is mounted, held or open, an initiator is logged in, or `tcmuctl drain`
     /// holds it. Targets that tcmuctl created go with their last LUN. The data is not touched.
+    ///
+    /// Several are deleted at the same time, which is faster than one after another. One that cannot
+    /// be deleted is named, and the others go on.
     Delete(Delete),
 
     /// Give a backstore a new size while it serves
@@ -256,10 +259,15 @@ pub(crate) struct Select {
 
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
-    #[command(flatten)]
-    pub(crate) select: Select,
+    /// The backstores' names
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
 
-    /// Also if it is in use, and fail commands that nobody answers
+    /// Their HBA user_N, if several have a backstore of this name
+    #[arg(long, value_name = "N")]
+    pub(crate) hba: Option<u32>,
+
+    /// Also if in use, and fail commands that nobody answers
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -1,6 +1,7 @@
 //! `tcmuctl` sets up LUNs that a user-space daemon serves.
 
 mod args;
+mod delete;
 mod doctor;
 mod output;
 mod runner;
@@ -13,11 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser};
-use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tcmu_configfs::{
-    BackstoreSpec, DeleteOptions, Error, HELPER_ARGUMENT, IscsiSpec, ResizeOptions, Roots, Tree,
-};
+use tcmu_configfs::{BackstoreSpec, Error, HELPER_ARGUMENT, IscsiSpec, ResizeOptions, Roots, Tree};
 
 use args::{Cli, Command, Common, Create, Switch};
 use runner::View;
@@ -129,25 +127,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 output::show(&seen)?
             }
         }
-        Command::Delete(delete) => {
-            let name = delete.select.name;
-            let hba = delete.select.hba;
-            let is_held = view(&cli.common).is_held(&name, hba);
-            let options = DeleteOptions {
-                force: delete.force,
-                hba,
-                held: is_held.then(|| {
-                    format!(
-                        "`tcmuctl drain` has tcmu-runner leave it alone: wait until that ends, or \
-                         fail what waits with `tcmuctl delete --force {name}`"
-                    )
-                }),
-            };
-            tree(&cli.common)?.delete(&name, &options)?;
-            if as_json {
-                output::json(&json!({ "deleted": name }))?;
-            }
-        }
+        Command::Delete(delete) => delete::run(&cli.common, delete)?,
         Command::Resize(resize) => {
             let mut tree = tree(&cli.common)?;
             if resize.no_daemon_check {

@@ -48,13 +48,7 @@ fn two_hundred_luns_come_and_go_in_parallel() -> TestResult {
         last.holds(0, 0xee)? && disks[0].holds(0, 0)?,
         "LUNs are mixed up"
     );
-    // The kernel waits for one thing or another when a disk goes: together they wait less.
-    let removers = shares.into_iter().map(|share| {
-        thread::spawn(move || -> TestResult { share.into_iter().try_for_each(Disk::delete) })
-    });
-    for remover in removers.collect::<Vec<_>>() {
-        remover.join().ok().context("a remover panicked")??;
-    }
+    Disk::delete_all(shares.into_iter().flatten().collect())?;
     ensure!(
         leftovers()? == [""; 0],
         "left in configfs: {:?}",
