@@ -44,6 +44,9 @@ pub enum Operation<'a> {
         /// The data, and what is needed to find them, are durable before the operation completes
         /// (RWF_DSYNC).
         durable: bool,
+        /// The file lies in memory, so that writing to it waits for no device: an engine may do it on
+        /// the spot.
+        in_memory: bool,
     },
     /// Makes what was written to the file durable (fdatasync).
     Sync {
@@ -191,6 +194,33 @@ impl Io {
         offset: u64,
         durable: bool,
     ) -> io::Result<()> {
+        self.write_parts(file, buffer, offset, (durable, false))
+            .await
+    }
+
+    /// As [`write_all`](Self::write_all), for a file that lies in memory; see [`Operation::Write`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn write_all_in_memory(
+        &self,
+        file: &File,
+        buffer: Buffer<'_>,
+        offset: u64,
+        durable: bool,
+    ) -> io::Result<()> {
+        self.write_parts(file, buffer, offset, (durable, true))
+            .await
+    }
+
+    /// Writes until everything is written.
+    async fn write_parts(
+        &self,
+        file: &File,
+        buffer: Buffer<'_>,
+        offset: u64,
+        (durable, in_memory): (bool, bool),
+    ) -> io::Result<()> {
         let mut done = 0;
         while done < buffer.len() {
             let rest = rest(&buffer, done)?;
@@ -200,6 +230,7 @@ impl Io {
                 buffer: rest,
                 offset: at,
                 durable,
+                in_memory,
             };
             match self.submit(operation).await {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

@@ -168,6 +168,7 @@ impl PlainEngine {
                 buffer,
                 offset,
                 durable,
+                in_memory: _,
             } => {
                 let mut bytes = Aligned::new(buffer.len());
                 buffer.copy_to(0, bytes.as_mut());

@@ -33,12 +33,20 @@ pub struct FileImage {
     kind: Kind,
     path: PathBuf,
     capabilities: Cell<Capabilities>,
+    /// The file lies in memory, and io_uring has a worker thread do its writes.
+    in_memory: bool,
     /// [`ZERO`] has not turned out to be unsupported. Asking beforehand would change the file.
     zero_range: Cell<bool>,
 }
 
 impl FileImage {
-    pub(crate) fn new(file: fs::File, kind: Kind, options: &Options, geometry: &Geometry) -> Self {
+    pub(crate) fn new(
+        file: fs::File,
+        kind: Kind,
+        in_memory: bool,
+        options: &Options,
+        geometry: &Geometry,
+    ) -> Self {
         let writable = !options.read_only;
         let capabilities = Capabilities {
             size: geometry.size,
@@ -67,6 +75,7 @@ impl FileImage {
             kind,
             path: options.path.clone(),
             capabilities: Cell::new(capabilities),
+            in_memory,
             zero_range: Cell::new(true),
         }
     }
@@ -157,12 +166,16 @@ impl Backstore for FileImage {
         offset: u64,
         flags: WriteFlags,
     ) -> Result<()> {
-        io.write_all(&self.file, buffer, offset, flags.fua)
-            .await
-            .map_err(|error| {
-                let len = buffer.len() as u64;
-                self.failed("writing", Extent { offset, len }, error, ErrorKind::Write)
-            })
+        let written = if self.in_memory {
+            io.write_all_in_memory(&self.file, buffer, offset, flags.fua)
+                .await
+        } else {
+            io.write_all(&self.file, buffer, offset, flags.fua).await
+        };
+        written.map_err(|error| {
+            let len = buffer.len() as u64;
+            self.failed("writing", Extent { offset, len }, error, ErrorKind::Write)
+        })
     }
 
     async fn flush(&self, io: &Io) -> Result<()> {

@@ -12,7 +12,7 @@ use tcmu_handler::{Error, ErrorKind, OpenRequest, Result};
 use crate::claim::{lock, patiently};
 use crate::geometry::{Geometry, is_write_protected};
 use crate::image::FileImage;
-use crate::in_memory::do_not_wait;
+use crate::in_memory::{Writes, do_not_wait};
 use crate::options::Options;
 
 /// What an image can be.
@@ -214,9 +214,7 @@ fn furnish(
                 errno => cannot("open", path, errno),
             })?;
     }
-    if kind == Kind::Regular {
-        do_not_wait(&file);
-    }
+    let in_memory = kind == Kind::Regular && do_not_wait(&file) == Writes::ByWorkers;
     let geometry = match kind {
         Kind::Regular => Geometry::of_file(&file, path, direct, options.read_only)?,
         Kind::Device => Geometry::of_device(&file, path)?,
@@ -235,7 +233,7 @@ fn furnish(
     if request.block_size < geometry.block_size {
         return Err(too_small(path, kind, request.block_size, &geometry));
     }
-    Ok(FileImage::new(file, kind, options, &geometry))
+    Ok(FileImage::new(file, kind, in_memory, options, &geometry))
 }
 
 /// Gives an empty file its size; the file then survives a loss of power.

@@ -212,6 +212,7 @@ fn operation<'a>(way: Way, storage: &'a Storage, buffer: Buffer<'a>, offset: u64
             buffer,
             offset,
             durable,
+            in_memory: false,
         },
     }
 }

@@ -3,9 +3,7 @@
 //! Operations are only queued here; [`UringEngine::turn`] hands all of them to the kernel in one
 //! system call, together with the kicks of the LUNs, and waits for the next event in the same call.
 //!
-//! What the kernel may still touch stays alive in the operation's slot: the file, the memory, and
-//! the list of segments. A slot is free again when the kernel has answered *and* the waiting side
-//! has taken the answer, or has gone away.
+//! What the kernel may still touch stays alive in the operation's [slot](super::slots).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,26 +11,25 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use tcmu::mapping::Mapping;
-use tcmu_handler::{Buffer, Engine, File, Memory, Operation, OwnedBuffer, Segment, Ticket};
+use tcmu_handler::{Engine, Operation, OwnedBuffer, Segment, Ticket};
 
 use super::age;
 use super::blocking::BlockingPool;
 use super::memory::SharedMemory;
+use super::slots::Slots;
 
 /// Operations queued before the kernel has to take some of them.
 const SUBMISSION_ENTRIES: u32 = 256;
 /// More than one reactor's LUNs have in flight as a rule; the kernel keeps what does not fit.
 const COMPLETION_ENTRIES: u32 = 4096;
-/// UIO_MAXIOV of include/uapi/linux/uio.h: more segments are transferred in several operations.
-const MAX_SEGMENTS: usize = 1024;
-/// MAX_RW_COUNT of include/linux/fs.h without the page size's part: more is transferred in parts.
-const MAX_TRANSFER: usize = 1 << 30;
+/// From so many bytes on, writing costs much more than a system call of its own.
+const LARGE: usize = 64 << 10;
 /// What is written to a uio device; any value will do.
 static KICK: [u8; 4] = 1i32.to_ne_bytes();
 /// After what time an alarm comes.
@@ -102,35 +99,22 @@ fn source(user_data: u64) -> Source {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum State {
-    Free,
-    /// The kernel has it, or will get it this turn.
-    Running,
-    /// As before, but nobody waits for the answer.
-    Forgotten,
-    /// The answer as the kernel gave it: a count, or a negative errno.
-    Done(i32),
-}
-
-/// A slot for an operation.
-struct Slot {
-    state: State,
-    waker: Option<Waker>,
-    /// Read by the kernel while the operation runs.
-    segments: Vec<libc::iovec>,
-    /// The same, and written to; at an address that does not change.
-    message: Option<Box<libc::msghdr>>,
-    /// Read by the kernel when it gets the operation. Only operations that wait have it.
-    time: Option<Box<types::Timespec>>,
-    file: Option<File>,
-    memories: Vec<Arc<dyn Memory>>,
+/// A write to a file in memory that the kernel does not know of yet.
+struct Held {
+    /// Of its slot.
+    place: u32,
+    offset: u64,
+    /// RWF_* bits.
+    flags: i32,
+    /// The same write for io_uring.
+    entry: squeue::Entry,
 }
 
 /// How much a reactor has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// System calls: io_uring_enter, which submits and waits for everything at once, and rests.
+    /// System calls: io_uring_enter, which submits and waits for everything at once, rests, and
+    /// writes to files in memory.
     pub system_calls: u64,
     /// Operations of backstores that were handed to the kernel.
     pub operations: u64,
@@ -140,16 +124,11 @@ pub struct Counters {
 
 struct Inner {
     uring: IoUring,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
-    /// Operations that the kernel has not answered.
-    running: usize,
-    /// Those of them that nobody waits for.
-    forgotten: usize,
-    /// Those of them that only wait for a time to be over.
-    waits: usize,
+    /// Writes to files in memory; empty between turns.
+    held: Vec<Held>,
     counters: Counters,
 }
 
@@ -164,12 +143,9 @@ impl UringEngine {
     pub(crate) fn new(pool: BlockingPool) -> io::Result<Self> {
         let inner = Inner {
             uring: create_uring()?,
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slots::default(),
             backlog: VecDeque::new(),
-            running: 0,
-            forgotten: 0,
-            waits: 0,
+            held: Vec::new(),
             counters: Counters::default(),
         };
         Ok(Self {
@@ -249,12 +225,12 @@ impl UringEngine {
 
     /// Whether the kernel works on operations.
     pub(crate) fn is_busy(&self) -> bool {
-        self.inner.borrow().works()
+        self.inner.borrow().slots.works()
     }
 
     /// Whether operations run that nobody waits for any more.
     pub(crate) fn has_forgotten(&self) -> bool {
-        self.inner.borrow().forgotten > 0
+        self.inner.borrow().slots.has_forgotten()
     }
 
     /// What was done so far.
@@ -279,11 +255,6 @@ fn create_uring() -> io::Result<IoUring> {
 }
 
 impl Inner {
-    /// Whether the kernel works on an operation, and may touch its memory.
-    fn works(&self) -> bool {
-        self.running > self.waits
-    }
-
     fn push(&mut self, entry: squeue::Entry) {
         if self.backlog.is_empty() && self.push_now(&entry) {
             return;
@@ -297,8 +268,9 @@ impl Inner {
         unsafe { self.uring.submission().push(entry) }.is_ok()
     }
 
-    /// One io_uring_enter.
+    /// One io_uring_enter, and the writes that are done without.
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let prompt = self.release_held();
         while let Some(entry) = self.backlog.pop_front() {
             if !self.push_now(&entry) {
                 self.backlog.push_front(entry);
@@ -306,7 +278,7 @@ impl Inner {
             }
         }
         let queued = self.uring.submission().len() as u32;
-        let may_sleep = self.uring.completion().is_empty() && self.backlog.is_empty();
+        let may_sleep = !prompt && self.uring.completion().is_empty() && self.backlog.is_empty();
         let want = u32::from(may_sleep && wait == Wait::Event);
         self.counters.system_calls += 1;
         const IORING_ENTER_GETEVENTS: u32 = 1; // include/uapi/linux/io_uring.h
@@ -327,6 +299,8 @@ impl Inner {
             self.counters.system_calls += 1;
             thread::sleep(time);
         }
+        // Behind the kicks, for which initiators wait.
+        self.write_held();
         match entered {
             Ok(_) => Ok(()),
             // A signal; or the completion queue wants to be emptied first. The caller does, and
@@ -343,37 +317,65 @@ impl Inner {
         }
     }
 
-    fn collect(&mut self, events: &mut Vec<Event>) {
-        let Self {
-            uring,
-            slots,
-            free,
-            running,
-            forgotten,
-            waits,
+    /// Hands those of the held writes to io_uring that it does well: small ones that are not alone
+    /// share a system call there, and are worth the detour. Says whether others stay.
+    ///
+    /// The detour is a worker thread, to which io_uring gives every buffered write to a regular file
+    /// whose file system has not learnt to do without (io_write in io_uring/rw.c), tmpfs among them.
+    fn release_held(&mut self) -> bool {
+        let mut held = mem::take(&mut self.held);
+        let alone = held.len() == 1;
+        held.retain(|write| {
+            let stays = alone || self.slots.get(write.place).len() >= LARGE;
+            if !stays {
+                self.push(write.entry.clone());
+            }
+            stays
+        });
+        self.held = held;
+        !self.held.is_empty()
+    }
+
+    /// Does the writes that are still held.
+    fn write_held(&mut self) {
+        let mut held = mem::take(&mut self.held);
+        for Held {
+            place,
+            offset,
+            flags,
             ..
-        } = self;
+        } in held.drain(..)
+        {
+            let slot = self.slots.get(place);
+            let Some(file) = &slot.file else { continue };
+            self.counters.system_calls += 1;
+            // SAFETY: the segments lie in memory that the slot keeps alive, and are only read.
+            let done = unsafe {
+                libc::pwritev2(
+                    file.as_raw_fd(),
+                    slot.segments.as_ptr(),
+                    slot.segments.len() as i32,
+                    offset as i64,
+                    flags,
+                )
+            };
+            let result = match done {
+                0.. => done as i32, // at most MAX_TRANSFER
+                _ => -io::Error::last_os_error()
+                    .raw_os_error()
+                    .unwrap_or(libc::EIO),
+            };
+            self.slots.ended(place, result);
+        }
+        self.held = held;
+    }
+
+    fn collect(&mut self, events: &mut Vec<Event>) {
+        let Self { uring, slots, .. } = self;
         for entry in uring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
             match (data >> 56) as u8 {
-                kind if kind == Kind::Operation as u8 => {
-                    let place = data as u32;
-                    let Some(slot) = slots.get_mut(place as usize) else {
-                        continue;
-                    };
-                    *running -= 1;
-                    *waits -= usize::from(slot.time.is_some());
-                    if slot.state == State::Forgotten {
-                        *forgotten -= 1;
-                        slot.release();
-                        free.push(place);
-                    } else {
-                        slot.state = State::Done(result);
-                        if let Some(waker) = slot.waker.take() {
-                            waker.wake();
-                        }
-                    }
-                }
+                kind if kind == Kind::Operation as u8 => slots.ended(data as u32, result),
                 kind if kind == Kind::Poll as u8 => {
                     let source = source(data);
                     let failed = result < 0 || result & i32::from(libc::POLLERR) != 0;
@@ -412,26 +414,22 @@ impl Inner {
         }
     }
 
-    fn slot(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot {
-                state: State::Free,
-                waker: None,
-                segments: Vec::new(),
-                message: None,
-                time: None,
-                file: None,
-                memories: Vec::new(),
-            });
-            self.slots.len() as u32 - 1
-        })
-    }
-
     /// Starts an operation that has its slot.
     fn run(&mut self, place: u32, entry: squeue::Entry) -> Ticket {
         self.counters.operations += 1;
-        self.running += 1;
         self.push(entry.user_data(operation(place)));
+        Ticket(place)
+    }
+
+    /// Keeps a write to a file in memory that has its slot until the kernel is called the next time.
+    fn hold(&mut self, place: u32, offset: u64, flags: i32, entry: squeue::Entry) -> Ticket {
+        self.counters.operations += 1;
+        self.held.push(Held {
+            place,
+            offset,
+            flags,
+            entry: entry.user_data(operation(place)),
+        });
         Ticket(place)
     }
 }
@@ -445,57 +443,11 @@ fn operation(place: u32) -> u64 {
     user_data(Kind::Operation, source)
 }
 
-impl Slot {
-    fn release(&mut self) {
-        self.state = State::Free;
-        self.waker = None;
-        self.time = None;
-        self.file = None;
-        self.memories.clear();
-        self.segments.clear();
-    }
-
-    /// Notes the segments of a transfer, as many as one operation takes.
-    fn set_segments(&mut self, parts: &[Buffer<'_>]) {
-        let mut room = MAX_TRANSFER;
-        for part in parts {
-            let base = part.memory().base();
-            self.memories.push(Arc::clone(part.memory()));
-            for segment in part.segments() {
-                let len = segment.len.min(room);
-                if len == 0 || self.segments.len() == MAX_SEGMENTS {
-                    return;
-                }
-                room -= len;
-                self.segments.push(libc::iovec {
-                    iov_base: base.wrapping_add(segment.offset).cast(),
-                    iov_len: len,
-                });
-            }
-        }
-    }
-
-    /// The header of a message made of these parts; it stays where it is until the slot is used for
-    /// another message.
-    fn set_message(&mut self, parts: &[Buffer<'_>]) -> *mut libc::msghdr {
-        self.set_segments(parts);
-        // SAFETY: msghdr is made of integers and pointers, for which zeroes are valid values.
-        let empty = || Box::new(unsafe { mem::zeroed::<libc::msghdr>() });
-        let message = self.message.get_or_insert_with(empty);
-        message.msg_iov = self.segments.as_mut_ptr();
-        message.msg_iovlen = self.segments.len();
-        (message.msg_controllen, message.msg_flags) = (0, 0);
-        &raw mut **message
-    }
-}
-
 impl Engine for UringEngine {
     fn submit(&self, operation: Operation<'_>) -> Ticket {
         let mut guard = self.inner.borrow_mut();
         let inner = &mut *guard;
-        let place = inner.slot();
-        let slot = &mut inner.slots[place as usize];
-        slot.state = State::Running;
+        let (place, slot) = inner.slots.take();
         let entry = match operation {
             Operation::Read {
                 file,
@@ -519,12 +471,13 @@ impl Engine for UringEngine {
                 buffer,
                 offset,
                 durable,
+                in_memory,
             } => {
                 slot.set_segments(&[buffer]);
                 slot.file = Some(Arc::clone(file));
                 let fd = types::Fd(file.as_raw_fd());
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                match slot.segments.as_slice() {
+                let entry = match slot.segments.as_slice() {
                     [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
                         .offset(offset)
                         .rw_flags(flags)
@@ -533,7 +486,11 @@ impl Engine for UringEngine {
                         .offset(offset)
                         .rw_flags(flags)
                         .build(),
+                };
+                if in_memory {
+                    return inner.hold(place, offset, flags, entry);
                 }
+                entry
             }
             Operation::Sync { file } => {
                 slot.file = Some(Arc::clone(file));
@@ -552,10 +509,9 @@ impl Engine for UringEngine {
                 let message = slot.set_message(parts);
                 slot.file = Some(Arc::clone(socket));
                 let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-                let entry = opcode::SendMsg::new(types::Fd(socket.as_raw_fd()), message)
+                opcode::SendMsg::new(types::Fd(socket.as_raw_fd()), message)
                     .flags(flags as u32)
-                    .build();
-                return inner.run(place, entry);
+                    .build()
             }
             Operation::Receive {
                 socket,
@@ -565,78 +521,33 @@ impl Engine for UringEngine {
                 let message = slot.set_message(parts);
                 slot.file = Some(Arc::clone(socket));
                 let flags = if whole { libc::MSG_WAITALL } else { 0 };
-                let entry = opcode::RecvMsg::new(types::Fd(socket.as_raw_fd()), message)
+                opcode::RecvMsg::new(types::Fd(socket.as_raw_fd()), message)
                     .flags(flags as u32)
-                    .build();
-                return inner.run(place, entry);
+                    .build()
             }
             Operation::Wait { time } => {
-                let time = types::Timespec::from(time);
-                let entry = opcode::Timeout::new(&raw const **slot.time.insert(Box::new(time)));
-                inner.waits += 1;
-                return inner.run(place, entry.build());
+                opcode::Timeout::new(inner.slots.set_time(place, time)).build()
             }
         };
         inner.run(place, entry)
     }
 
     fn poll(&self, ticket: Ticket, context: &mut Context<'_>) -> Poll<io::Result<u32>> {
-        let mut inner = self.inner.borrow_mut();
-        let Some(slot) = inner.slots.get_mut(ticket.0 as usize) else {
-            return Poll::Ready(Err(io::Error::other("no such operation")));
-        };
-        match slot.state {
-            State::Running => {
-                match &mut slot.waker {
-                    Some(waker) => waker.clone_from(context.waker()),
-                    none => *none = Some(context.waker().clone()),
-                }
-                Poll::Pending
-            }
-            State::Done(result) => {
-                let waited = slot.time.is_some() && result == -libc::ETIME;
-                slot.release();
-                inner.free.push(ticket.0);
-                Poll::Ready(match u32::try_from(result) {
-                    Ok(count) => Ok(count),
-                    Err(_) if waited => Ok(0),
-                    Err(_) => Err(io::Error::from_raw_os_error(-result)),
-                })
-            }
-            State::Free | State::Forgotten => {
-                Poll::Ready(Err(io::Error::other("no such operation")))
-            }
-        }
+        self.inner.borrow_mut().slots.poll(ticket, context)
     }
 
     fn forget(&self, ticket: Ticket) {
         let mut inner = self.inner.borrow_mut();
-        let Some(slot) = inner.slots.get_mut(ticket.0 as usize) else {
-            return;
-        };
-        match slot.state {
-            State::Running => {
-                slot.state = State::Forgotten;
-                slot.waker = None;
-                let waits = slot.time.is_some();
-                inner.forgotten += 1;
-                if waits {
-                    let source = Source {
-                        place: ticket.0,
-                        generation: 0,
-                    };
-                    let entry = opcode::TimeoutRemove::new(operation(ticket.0))
-                        .build()
-                        .flags(squeue::Flags::SKIP_SUCCESS)
-                        .user_data(user_data(Kind::Abort, source));
-                    inner.push(entry);
-                }
-            }
-            State::Done(_) => {
-                slot.release();
-                inner.free.push(ticket.0);
-            }
-            State::Free | State::Forgotten => {}
+        if inner.slots.forget(ticket) {
+            let source = Source {
+                place: ticket.0,
+                generation: 0,
+            };
+            let entry = opcode::TimeoutRemove::new(operation(ticket.0))
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS)
+                .user_data(user_data(Kind::Abort, source));
+            inner.push(entry);
         }
     }
 
@@ -655,7 +566,7 @@ impl Drop for UringEngine {
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
         let mut events = Vec::new();
-        while inner.works() {
+        while inner.slots.works() {
             if inner.enter(Wait::Event).is_err() {
                 // Nothing more can be learnt; what the kernel may still use must not be freed.
                 mem::forget(mem::take(&mut inner.slots));
@@ -663,5 +574,139 @@ impl Drop for UringEngine {
             }
             inner.collect(&mut events);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt;
+    use std::task::Waker;
+
+    use tcmu_handler::File;
+
+    use super::*;
+
+    struct Setting {
+        engine: UringEngine,
+        file: File,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let memory = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC);
+            Self {
+                engine: UringEngine::new(BlockingPool::new(1)).unwrap(),
+                file: Arc::new(memory.unwrap()),
+            }
+        }
+
+        /// Begins to write so many bytes of this value.
+        fn write(&self, file: &File, byte: u8, len: usize, offset: u64) -> Ticket {
+            let buffer = self.engine.allocate(len).unwrap();
+            let buffer = buffer.view();
+            buffer.fill(byte);
+            Engine::submit(
+                &self.engine,
+                Operation::Write {
+                    file,
+                    buffer,
+                    offset,
+                    durable: false,
+                    in_memory: true,
+                },
+            )
+        }
+
+        fn poll(&self, ticket: Ticket) -> Poll<io::Result<u32>> {
+            self.engine
+                .poll(ticket, &mut Context::from_waker(Waker::noop()))
+        }
+
+        fn turn(&self, wait: Wait) {
+            self.engine.turn(wait, &mut Vec::new()).unwrap();
+        }
+
+        /// Takes turns until the operation has ended.
+        fn end(&self, ticket: Ticket) -> io::Result<u32> {
+            loop {
+                if let Poll::Ready(result) = self.poll(ticket) {
+                    return result;
+                }
+                self.turn(Wait::Event);
+            }
+        }
+
+        /// The bytes of the file, each value once, and how many there are of it.
+        fn content(&self) -> Vec<(u8, usize)> {
+            let file = fs::File::from(self.file.try_clone().unwrap());
+            let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            let chunks = bytes.chunk_by(|one, next| one == next);
+            chunks.map(|chunk| (chunk[0], chunk.len())).collect()
+        }
+    }
+
+    #[test]
+    fn a_lonely_write_to_memory_ends_at_once() {
+        let setting = Setting::new();
+        let ticket = setting.write(&setting.file, 7, 4096, 512);
+        assert!(setting.poll(ticket).is_pending());
+        // It would sleep for ever if it had nothing to say.
+        setting.turn(Wait::Event);
+        assert!(matches!(setting.poll(ticket), Poll::Ready(Ok(4096))));
+        assert_eq!(setting.engine.counters().system_calls, 2);
+        assert_eq!(setting.content(), [(0, 512), (7, 4096)]);
+        assert!(!setting.engine.is_busy());
+    }
+
+    #[test]
+    fn small_and_large_ones_go_their_ways() {
+        let setting = Setting::new();
+        let large = LARGE as u64;
+        let tickets = [
+            setting.write(&setting.file, 1, 4096, 0),
+            setting.write(&setting.file, 2, LARGE, 4096),
+            setting.write(&setting.file, 3, 4096, 4096 + large),
+        ];
+        setting.turn(Wait::No);
+        assert_eq!(setting.engine.counters().system_calls, 2);
+        assert!(matches!(setting.poll(tickets[1]), Poll::Ready(Ok(len)) if len as usize == LARGE));
+        for ticket in [tickets[0], tickets[2]] {
+            assert_eq!(setting.end(ticket).unwrap(), 4096);
+        }
+        assert_eq!(setting.content(), [(1, 4096), (2, LARGE), (3, 4096)]);
+    }
+
+    #[test]
+    fn the_kernel_s_answer_is_the_same_on_both_ways() {
+        let setting = Setting::new();
+        let read_only = fs::File::open("/proc/self/exe").unwrap();
+        let read_only: File = Arc::new(OwnedFd::from(read_only));
+        let ticket = setting.write(&read_only, 1, 512, 0);
+        let alone = setting.end(ticket).unwrap_err();
+        let tickets = [0, 512].map(|offset| setting.write(&read_only, 1, 512, offset));
+        for ticket in tickets {
+            let together = setting.end(ticket).unwrap_err();
+            assert_eq!(together.raw_os_error(), alone.raw_os_error());
+        }
+        assert_eq!(alone.raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn a_write_that_nobody_waits_for_is_done_all_the_same() {
+        let mut setting = Setting::new();
+        let ticket = setting.write(&setting.file, 5, 4096, 0);
+        setting.engine.forget(ticket);
+        assert!(setting.engine.has_forgotten());
+        setting.turn(Wait::No);
+        assert!(!setting.engine.has_forgotten());
+        assert_eq!(setting.content(), [(5, 4096)]);
+
+        // Not even the engine.
+        setting.write(&setting.file, 6, 4096, 4096);
+        setting.engine = UringEngine::new(BlockingPool::new(1)).unwrap();
+        assert_eq!(setting.content(), [(5, 4096), (6, 4096)]);
     }
 }

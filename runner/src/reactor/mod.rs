@@ -17,6 +17,7 @@ mod message;
 mod pace;
 mod ready;
 mod recovery;
+mod slots;
 mod tally;
 mod tasks;
 mod thread;

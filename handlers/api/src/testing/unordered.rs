@@ -463,6 +463,7 @@ impl Engine for UnorderedEngine {
                 buffer,
                 offset,
                 durable,
+                in_memory: _,
             } => Queued {
                 buffer: Some(buffer.to_owned()),
                 offset,
