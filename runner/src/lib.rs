@@ -17,6 +17,7 @@ mod copy;
 mod daemon;
 mod dbus;
 pub mod device_server;
+mod guardian;
 mod identity;
 mod journal;
 mod journal_log;

@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use crate::config::Settings;
 use crate::daemon::Daemon;
+use crate::guardian;
 use crate::registry::Registry;
 
 /// Serves LUNs of Linux's SCSI target from user space.
@@ -46,6 +47,10 @@ struct Arguments {
     #[arg(long)]
     handlers: bool,
 
+    /// Be the guardian of the tcmu-runner with this process id, which has started it
+    #[arg(long, value_name = "PID", hide = true)]
+    guard: Option<i32>,
+
     /// Write the completion script of a shell, and exit
     #[arg(long, value_name = "SHELL", hide = true)]
     completions: Option<Shell>,
@@ -77,6 +82,8 @@ pub fn main(handlers: Registry) -> ExitCode {
     } else if arguments.man {
         let manual = clap_mangen::Man::new(Arguments::command()).section("8");
         manual.render(&mut std::io::stdout()).map_err(Into::into)
+    } else if let Some(daemon) = arguments.guard {
+        guardian::run(daemon)
     } else {
         run(handlers, arguments)
     };

@@ -14,6 +14,11 @@
 //! - If somebody runs rmdir(2) on a backstore that is just being enabled, its attributes cannot
 //!   be read before [`Added`](crate::netlink::Event::Added) is answered. So read them on another
 //!   thread than the one that answers, and refuse the event if that takes too long.
+//!
+//! A server that is killed while one of its threads waits like that, or for its own answer to a
+//! change that it made ([`BackstoreDir::set_write_cache`]), does not end: its netlink socket stays
+//! open, and the kernel goes on waiting. Another process has to end the wait, by
+//! [`Module::reset_netlink`](crate::module::Module::reset_netlink).
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,8 @@ use tcmu_handler::Error;
 
 use super::board::{EventKind, LunState};
 use super::device::{Device, Next, Phase};
+#[cfg(feature = "kill-points")]
+use super::hold_points;
 use super::medium::NewMedium;
 use super::open::{Inheritance, Taken, guarded};
 use super::report::Report;
@@ -70,6 +72,8 @@ impl Daemon {
 
     pub(super) fn removed(&mut self, id: LunId, name: &DeviceName, ticket: Ticket) {
         tracing::info!(lun = name.name, "removed");
+        #[cfg(feature = "kill-points")]
+        hold_points::pass("removing");
         match self.devices.get_mut(&id) {
             None => {
                 self.board.gone(id);
@@ -92,6 +96,8 @@ impl Daemon {
     }
 
     pub(super) fn reconfigured(&mut self, id: LunId, change: Change, ticket: Ticket) {
+        #[cfg(feature = "kill-points")]
+        hold_points::pass("reconfiguring");
         if let Change::Config(config) = &change
             && self.is_own_wish(id, config)
         {

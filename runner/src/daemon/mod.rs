@@ -8,6 +8,8 @@ pub(crate) mod board;
 mod device;
 mod devices;
 mod drains;
+#[cfg(feature = "kill-points")]
+mod hold_points;
 mod images;
 mod insight;
 mod medium;
@@ -45,6 +47,7 @@ use self::watchdog::Watchdog;
 use crate::config::Settings;
 use crate::copy::{ConfigfsAccess, Directory};
 use crate::dbus;
+use crate::guardian;
 use crate::metrics;
 use crate::reactor::{BlockingPool, LunId, Message, ReactorHandle};
 use crate::refusals::Refusals;
@@ -108,7 +111,7 @@ impl Daemon {
         offline: bool,
     ) -> anyhow::Result<Self> {
         let sysfs = Sysfs::system();
-        let run_dir = RunDir::lock()?;
+        let run_dir = RunDir::lock(&sysfs.module())?;
         for (subtype, handler) in &settings.config().handlers {
             if !handler.is_enabled() {
                 registry.remove(subtype);
@@ -127,6 +130,15 @@ impl Daemon {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let reporter = Reporter { reports, bell };
 
+        // After a predecessor's guardian, which may have netlink blocked.
+        let guarded = run_dir.guard().and_then(|lock| Ok(guardian::start(lock)?));
+        if let Err(error) = guarded {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "no guardian: if tcmu-runner is killed at the very moment when a LUN is created, changed \
+                 or deleted, it may stay a zombie until the next one starts"
+            );
+        }
         // No event may come between the reset and the time when somebody listens.
         let module = sysfs.module();
         if module.is_loaded() {

@@ -11,6 +11,8 @@ use tcmu::ring::recovery::Table;
 use tcmu::uio::Uio;
 use tcmu_handler::{Error, ErrorKind};
 
+#[cfg(feature = "kill-points")]
+use super::hold_points;
 use crate::meter::Meter;
 use crate::reactor::{LunId, Recovered};
 use crate::recovery::{CrashLoop, Found, Tables, Verdict};
@@ -59,6 +61,8 @@ impl Opener {
         meter: Arc<Meter>,
         recovered: Recovered,
     ) -> Result<Taken, Error> {
+        #[cfg(feature = "kill-points")]
+        hold_points::pass("opening");
         let device = self
             .sysfs
             .device(id)

@@ -16,6 +16,7 @@ mod format;
 mod insight;
 mod iscsi;
 mod kernel;
+mod killed;
 mod layers;
 mod lifecycle;
 mod many;

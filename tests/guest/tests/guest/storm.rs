@@ -34,11 +34,11 @@ fn devices() -> anyhow::Result<usize> {
 }
 
 /// A backstore in configfs, without any export.
-struct Device(PathBuf);
+pub(super) struct Device(PathBuf);
 
 impl Device {
     /// Makes a backstore of a handler and enables it, which waits for the daemon's answer.
-    fn create(number: usize, subtype: &str) -> io::Result<Self> {
+    pub(super) fn create(number: usize, subtype: &str) -> io::Result<Self> {
         loop {
             match Self::try_create(number, subtype) {
                 Err(error) if is_kernels_race(&error) => {}
@@ -124,7 +124,7 @@ fn held(pid: u32) -> anyhow::Result<Vec<String>> {
 }
 
 /// The uio devices of a subtype.
-fn existing(subtype: &str) -> anyhow::Result<Vec<String>> {
+pub(super) fn existing(subtype: &str) -> anyhow::Result<Vec<String>> {
     let mut existing: Vec<String> = Sysfs::system()
         .scan()?
         .into_iter()
