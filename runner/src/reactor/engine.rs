@@ -3,7 +3,9 @@
 //! Operations are only queued here; [`UringEngine::turn`] hands all of them to the kernel in one
 //! system call, together with the kicks of the LUNs, and waits for the next event in the same call.
 //!
-//! What the kernel may still touch stays alive in the operation's [slot](super::slots).
+//! What the kernel may still touch stays alive in the operation's [slot](super::slots). What it has
+//! not answered for long because another file's operations hang is done another way, see
+//! [`detour`](super::detour).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,10 +19,11 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use tcmu::mapping::Mapping;
-use tcmu_handler::{Engine, Operation, OwnedBuffer, Segment, Ticket};
+use tcmu_handler::{Engine, File, Operation, OwnedBuffer, Segment, Ticket};
 
 use super::age;
 use super::blocking::BlockingPool;
+use super::detour::{Detours, Recall, Work};
 use super::memory::SharedMemory;
 use super::slots::Slots;
 
@@ -45,6 +48,8 @@ enum Kind {
     Cancel = 4,
     Abort = 5,
     Alarm = 6,
+    Recall = 7,
+    Detour = 8,
 }
 
 /// How long a turn sleeps.
@@ -70,6 +75,12 @@ impl Source {
     /// How many generations there are before the first comes again.
     pub(crate) const GENERATIONS: u32 = 1 << 24;
 }
+
+/// For what is about no source.
+const NOWHERE: Source = Source {
+    place: 0,
+    generation: 0,
+};
 
 /// Something that happened to a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +140,7 @@ struct Inner {
     backlog: VecDeque<squeue::Entry>,
     /// Writes to files in memory; empty between turns.
     held: Vec<Held>,
+    detours: Detours,
     counters: Counters,
 }
 
@@ -146,6 +158,7 @@ impl UringEngine {
             slots: Slots::default(),
             backlog: VecDeque::new(),
             held: Vec::new(),
+            detours: Detours::new()?,
             counters: Counters::default(),
         };
         Ok(Self {
@@ -187,13 +200,9 @@ impl UringEngine {
 
     /// Causes [`Event::Alarm`] after [`age::INTERVAL`].
     pub(crate) fn alarm(&self) {
-        let source = Source {
-            place: 0,
-            generation: 0,
-        };
         let entry = opcode::Timeout::new(&ALARM)
             .build()
-            .user_data(user_data(Kind::Alarm, source));
+            .user_data(user_data(Kind::Alarm, NOWHERE));
         self.inner.borrow_mut().push(entry);
     }
 
@@ -231,6 +240,12 @@ impl UringEngine {
     /// Whether operations run that nobody waits for any more.
     pub(crate) fn has_forgotten(&self) -> bool {
         self.inner.borrow().slots.has_forgotten()
+    }
+
+    /// Looks after operations that the kernel has had for long. To be called at every
+    /// [`Event::Alarm`].
+    pub(crate) fn look_at_ages(&self) {
+        self.inner.borrow_mut().ask_back();
     }
 
     /// What was done so far.
@@ -371,11 +386,21 @@ impl Inner {
     }
 
     fn collect(&mut self, events: &mut Vec<Event>) {
-        let Self { uring, slots, .. } = self;
+        let Self {
+            uring,
+            slots,
+            detours,
+            ..
+        } = self;
         for entry in uring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
             match (data >> 56) as u8 {
-                kind if kind == Kind::Operation as u8 => slots.ended(data as u32, result),
+                kind if kind == Kind::Operation as u8 => {
+                    let place = data as u32;
+                    if !detours.take_back(place, slots, result) {
+                        slots.ended(place, result);
+                    }
+                }
                 kind if kind == Kind::Poll as u8 => {
                     let source = source(data);
                     let failed = result < 0 || result & i32::from(libc::POLLERR) != 0;
@@ -409,8 +434,17 @@ impl Inner {
                     });
                 }
                 kind if kind == Kind::Alarm as u8 => events.push(Event::Alarm),
+                kind if kind == Kind::Recall as u8 => {
+                    detours.refused(slots.get_mut(data as u32), result);
+                }
+                kind if kind == Kind::Detour as u8 => {
+                    detours.heard(cqueue::more(entry.flags()));
+                }
                 _ => {}
             }
+        }
+        if self.detours.have_news() {
+            self.tend_detours();
         }
     }
 
@@ -419,6 +453,88 @@ impl Inner {
         self.counters.operations += 1;
         self.push(entry.user_data(operation(place)));
         Ticket(place)
+    }
+
+    /// Starts an operation that has its slot, and that a thread could do as well.
+    fn run_work(&mut self, place: u32, file: &File, work: Work, in_memory: bool) -> Ticket {
+        let slot = self.slots.get_mut(place);
+        slot.file = Some(Arc::clone(file));
+        slot.work = Some(work);
+        slot.number = self.counters.operations;
+        slot.since = self.detours.looks();
+        if self.detours.lead(file) {
+            self.counters.operations += 1;
+            self.detour(place);
+            return Ticket(place);
+        }
+        let entry = work.entry(types::Fd(file.as_raw_fd()), &slot.segments);
+        match work {
+            Work::Write { offset, flags } if in_memory => self.hold(place, offset, flags, entry),
+            _ => self.run(place, entry),
+        }
+    }
+
+    /// Has an operation done by a thread as soon as its file's turn has come.
+    fn detour(&mut self, place: u32) {
+        let slot = self.slots.get_mut(place);
+        slot.recall = Recall::Elsewhere;
+        if let Some(file) = &slot.file
+            && self.detours.enter(file, place)
+        {
+            self.detours.run(place, slot);
+        }
+    }
+
+    /// Goes on with operations that came back, and with those that threads have done.
+    fn tend_detours(&mut self) {
+        if self.detours.wants_to_hear() {
+            let bell = types::Fd(self.detours.bell().as_raw_fd());
+            let entry = opcode::PollAdd::new(bell, libc::POLLIN as u32)
+                .multi(true)
+                .build()
+                .user_data(user_data(Kind::Detour, NOWHERE));
+            self.push(entry);
+        }
+        while let Some(place) = self.detours.next_back() {
+            self.detour(place);
+            // The file's others wait as well.
+            let others = match &self.slots.get(place).file {
+                Some(file) => self.slots.of_file(file),
+                None => Vec::new(),
+            };
+            for place in others {
+                self.ask_for(place);
+            }
+        }
+        while let Some((place, result)) = self.detours.next_done() {
+            let file = self.slots.get(place).file.clone();
+            self.slots.ended(place, result);
+            if let Some(next) = file.and_then(|file| self.detours.leave(&file)) {
+                self.detours.run(next, self.slots.get(next));
+            }
+        }
+    }
+
+    /// Asks the kernel to give operations back that it has had for long, the oldest of each file.
+    fn ask_back(&mut self) {
+        let looks = self.detours.look();
+        for place in self.slots.oldest(looks) {
+            self.ask_for(place);
+        }
+    }
+
+    /// Asks the kernel to give an operation back.
+    fn ask_for(&mut self, place: u32) {
+        let slot = self.slots.get_mut(place);
+        if slot.recall == Recall::No {
+            slot.recall = Recall::Asked;
+            let source = Source { place, ..NOWHERE };
+            let entry = opcode::AsyncCancel::new(operation(place))
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS)
+                .user_data(user_data(Kind::Recall, source));
+            self.push(entry);
+        }
     }
 
     /// Keeps a write to a file in memory that has its slot until the kernel is called the next time.
@@ -436,10 +552,7 @@ impl Inner {
 
 /// The user data of the operation in a slot.
 fn operation(place: u32) -> u64 {
-    let source = Source {
-        place,
-        generation: 0,
-    };
+    let source = Source { place, ..NOWHERE };
     user_data(Kind::Operation, source)
 }
 
@@ -455,16 +568,7 @@ impl Engine for UringEngine {
                 offset,
             } => {
                 slot.set_segments(&[buffer]);
-                slot.file = Some(Arc::clone(file));
-                let fd = types::Fd(file.as_raw_fd());
-                match slot.segments.as_slice() {
-                    [one] => opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32)
-                        .offset(offset)
-                        .build(),
-                    many => opcode::Readv::new(fd, many.as_ptr(), many.len() as u32)
-                        .offset(offset)
-                        .build(),
-                }
+                return inner.run_work(place, file, Work::Read { offset }, false);
             }
             Operation::Write {
                 file,
@@ -474,36 +578,14 @@ impl Engine for UringEngine {
                 in_memory,
             } => {
                 slot.set_segments(&[buffer]);
-                slot.file = Some(Arc::clone(file));
-                let fd = types::Fd(file.as_raw_fd());
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                let entry = match slot.segments.as_slice() {
-                    [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
-                        .offset(offset)
-                        .rw_flags(flags)
-                        .build(),
-                    many => opcode::Writev::new(fd, many.as_ptr(), many.len() as u32)
-                        .offset(offset)
-                        .rw_flags(flags)
-                        .build(),
-                };
-                if in_memory {
-                    return inner.hold(place, offset, flags, entry);
-                }
-                entry
+                return inner.run_work(place, file, Work::Write { offset, flags }, in_memory);
             }
             Operation::Sync { file } => {
-                slot.file = Some(Arc::clone(file));
-                opcode::Fsync::new(types::Fd(file.as_raw_fd()))
-                    .flags(types::FsyncFlags::DATASYNC)
-                    .build()
+                return inner.run_work(place, file, Work::Sync, false);
             }
             Operation::Allocate { file, mode, extent } => {
-                slot.file = Some(Arc::clone(file));
-                opcode::Fallocate::new(types::Fd(file.as_raw_fd()), extent.len)
-                    .offset(extent.offset)
-                    .mode(mode)
-                    .build()
+                return inner.run_work(place, file, Work::Allocate { mode, extent }, false);
             }
             Operation::Send { socket, parts } => {
                 let message = slot.set_message(parts);
@@ -541,7 +623,7 @@ impl Engine for UringEngine {
         if inner.slots.forget(ticket) {
             let source = Source {
                 place: ticket.0,
-                generation: 0,
+                ..NOWHERE
             };
             let entry = opcode::TimeoutRemove::new(operation(ticket.0))
                 .build()
@@ -576,6 +658,9 @@ impl Drop for UringEngine {
         }
     }
 }
+
+#[cfg(test)]
+mod detour_tests;
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@
 mod age;
 mod blocking;
 mod clock;
+mod detour;
 mod engine;
 mod hold;
 mod local;

@@ -13,6 +13,8 @@ use std::time::Duration;
 use io_uring::types;
 use tcmu_handler::{Buffer, File, Memory, Ticket};
 
+use super::detour::{Recall, Work};
+
 /// UIO_MAXIOV of include/uapi/linux/uio.h: more segments are transferred in several operations.
 const MAX_SEGMENTS: usize = 1024;
 /// MAX_RW_COUNT of include/linux/fs.h without the page size's part: more is transferred in parts.
@@ -40,7 +42,14 @@ pub(super) struct Slot {
     /// Read by the kernel when it gets the operation. Only operations that wait have it.
     time: Option<Box<types::Timespec>>,
     pub(super) file: Option<File>,
-    memories: Vec<Arc<dyn Memory>>,
+    pub(super) memories: Vec<Arc<dyn Memory>>,
+    /// What is to be done, if a thread can do it as well.
+    pub(super) work: Option<Work>,
+    /// The lower, the older. Only operations with `work` have it, and what follows.
+    pub(super) number: u64,
+    /// How often the engine had looked at the operations' ages when this one began.
+    pub(super) since: u32,
+    pub(super) recall: Recall,
 }
 
 impl Slot {
@@ -53,7 +62,17 @@ impl Slot {
             time: None,
             file: None,
             memories: Vec::new(),
+            work: None,
+            number: 0,
+            since: 0,
+            recall: Recall::No,
         }
+    }
+
+    /// Whether the kernel has the operation, and a thread could have it instead.
+    fn can_be_recalled(&self) -> bool {
+        let is_under_way = matches!(self.state, State::Running | State::Forgotten);
+        is_under_way && self.work.is_some() && self.recall != Recall::Elsewhere
     }
 
     fn release(&mut self) {
@@ -61,6 +80,8 @@ impl Slot {
         self.waker = None;
         self.time = None;
         self.file = None;
+        self.work = None;
+        self.recall = Recall::No;
         self.memories.clear();
         self.segments.clear();
     }
@@ -133,6 +154,34 @@ impl Slots {
     /// The slot of an operation.
     pub(super) fn get(&self, place: u32) -> &Slot {
         &self.all[place as usize]
+    }
+
+    pub(super) fn get_mut(&mut self, place: u32) -> &mut Slot {
+        &mut self.all[place as usize]
+    }
+
+    /// The operations on a file that the kernel has.
+    pub(super) fn of_file(&self, file: &File) -> Vec<u32> {
+        let on_file = |slot: &Slot| slot.file.as_ref().is_some_and(|of| Arc::ptr_eq(of, file));
+        let found = self.recallable().filter(|(_, slot)| on_file(slot));
+        found.map(|(place, _)| place).collect()
+    }
+
+    /// The oldest operation of each file, unless it began less than two looks before the `looks`th.
+    pub(super) fn oldest(&self, looks: u32) -> Vec<u32> {
+        let mut found: Vec<_> = self
+            .recallable()
+            .filter(|(_, slot)| looks.wrapping_sub(slot.since) >= 2)
+            .map(|(place, slot)| (slot.file.as_ref().map(Arc::as_ptr), slot.number, place))
+            .collect();
+        found.sort_unstable();
+        found.dedup_by_key(|(file, ..)| *file);
+        found.into_iter().map(|(.., place)| place).collect()
+    }
+
+    fn recallable(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let slots = (0..).zip(&self.all);
+        slots.filter(|(_, slot)| slot.can_be_recalled())
     }
 
     /// The operation in the slot `place` only waits for this time to be over. Returns where the

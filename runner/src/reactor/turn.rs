@@ -266,6 +266,7 @@ impl Reactor {
         if self.alarmed {
             self.engine.alarm();
         }
+        self.engine.look_at_ages();
     }
 
     /// Steps the tasks that were woken, and those that they wake, for a while. Returns whether some

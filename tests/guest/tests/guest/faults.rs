@@ -81,6 +81,13 @@ fn write_10(lba: u32) -> [u8; 10] {
     cdb
 }
 
+/// READ(10) of a block.
+fn read_10(lba: u32) -> [u8; 10] {
+    let mut cdb = write_10(lba);
+    cdb[0] = 0x28;
+    cdb
+}
+
 guest_test!(a_stuck_image_is_named_and_its_commands_time_out);
 fn a_stuck_image_is_named_and_its_commands_time_out() -> TestResult {
     let daemon = Daemon::start()?;
@@ -141,6 +148,58 @@ fn a_lun_with_a_stuck_image_can_be_deleted() -> TestResult {
     next.delete()?;
     other.delete()?;
     drop(stuck);
+    daemon.stop()
+}
+
+/// How many of io_uring's workers hang in the daemon.
+fn hanging_workers(pid: u32) -> anyhow::Result<usize> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let stats = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+    let hangs = |stat: &String| stat.contains("(iou-wrk-") && stat.contains(") D ");
+    Ok(stats.filter(hangs).count())
+}
+
+guest_test!(images_that_hang_keep_no_other_from_its_work);
+fn images_that_hang_keep_no_other_from_its_work() -> TestResult {
+    let config = "/run/one-reactor.toml";
+    fs::write(config, "reactors = 1\n")?;
+    let daemon = Daemon::start_with(RUNNER, &["--config", config], &[])?;
+    let mut freezer = Freezer::new()?;
+    // So many workers io_uring has for one reactor.
+    let workers = 4 * thread::available_parallelism()?.get();
+    let stuck = (0..workers).map(|number| {
+        let name = format!("stuck{number}");
+        Disk::create(&name, "file", &freezer.image(&name)?, &[])
+    });
+    let stuck: Vec<_> = stuck.collect::<anyhow::Result<_>>()?;
+    let other = Disk::of_image("other", 16 * MIB)?;
+    let sgs = stuck.iter().map(Sg::open);
+    let sgs: Vec<_> = sgs.collect::<anyhow::Result<_>>()?;
+    freezer.freeze()?;
+    let writers: Vec<_> = sgs
+        .into_iter()
+        .map(|mut sg| thread::spawn(move || sg.execute(&write_10(64), &[2; 512], 0)))
+        .collect();
+    while hanging_workers(daemon.pid())? < workers {
+        thread::sleep(Duration::from_millis(5));
+    }
+    for value in 3..6 {
+        other.write(0, value)?;
+        ensure!(other.holds(0, value)?, "the other LUN was disturbed");
+    }
+    logged(&daemon, &["WARN", "other.img", "another image that hangs"])?;
+    freezer.thaw()?;
+    for (writer, disk) in writers.into_iter().zip(&stuck) {
+        writer.join().ok().context("a writer panicked")??;
+        let block = Sg::open(disk)?.execute(&read_10(64), &[], 512)?;
+        ensure!(block == [2; 512], "a write that had to wait is lost");
+    }
+    other.write(MIB, 6)?;
+    ensure!(other.holds(MIB, 6)? && other.holds(0, 5)?);
+    for disk in stuck {
+        disk.delete()?;
+    }
+    other.delete()?;
     daemon.stop()
 }
 
