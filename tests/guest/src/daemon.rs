@@ -37,6 +37,11 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Where a test's process keeps the log of the daemon that it started as the `number`th.
+pub(crate) fn log_of(test: u32, number: u32) -> PathBuf {
+    PathBuf::from(format!("/run/guest-test-daemon-{test}-{number}.log"))
+}
+
 /// A running `tcmu-runner`. Dropped, it is killed, and its log is printed, so that a
 /// failed test shows it.
 #[derive(Debug)]
@@ -156,10 +161,7 @@ impl Daemon {
 
     fn spawn(name: &str, args: &[&str], vars: &[(&str, &str)]) -> anyhow::Result<Self> {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let log = PathBuf::from(format!(
-            "/run/guest-test-daemon-{}-{number}.log",
-            std::process::id()
-        ));
+        let log = log_of(std::process::id(), number);
         let out = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let process = Command::new(program(name)?)
             .args(args)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use crate::events::{Event, Outcome};
+use crate::evidence;
 use crate::lun;
 use crate::registry::{GuestTest, Skipped};
 
@@ -53,6 +54,9 @@ fn supervise(test: &GuestTest) -> io::Result<Outcome> {
         .process_group(0)
         .spawn()?;
     let ended = wait(&mut child, test.limit)?;
+    if ended.is_none() {
+        evidence::show(child.id());
+    }
     // What the test started and left running goes with it.
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);

@@ -34,6 +34,7 @@
 pub mod bus;
 pub mod daemon;
 mod events;
+mod evidence;
 mod host;
 pub mod initiator;
 mod inside;

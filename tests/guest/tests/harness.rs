@@ -58,6 +58,9 @@ fn every_kind_of_end_is_counted_as_what_it_was() {
         "sysrq triggered crash",
         "for the reason of example",
         "still running after 1 s",
+        "the daemon's last words",
+        " misbehaving S ",
+        "Show Blocked State",
         "it took the guest with it",
     ] {
         assert!(report.text.contains(shown), "`{shown}` is not shown");
