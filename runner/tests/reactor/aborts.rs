@@ -58,6 +58,10 @@ impl SharedGate {
         };
         std::thread::spawn(open).join().unwrap();
     }
+
+    fn close(&self) {
+        self.0.lock().unwrap().open = false;
+    }
 }
 
 struct Stubborn {
@@ -127,6 +131,14 @@ fn stubborn() -> (Lun, SharedGate, PipeWriter) {
 
 fn abort(lun: &mut Lun, kind: TmrKind, tags: &[CommandTag]) {
     lun.kernel.notify_task_management(kind, tags).unwrap();
+}
+
+const FORMAT: [u8; 6] = [0x04, 0, 0, 0, 0, 0];
+
+/// What TEST UNIT READY finds.
+fn ready(lun: &mut Lun) -> Finished {
+    let tag = lun.submit(&[0; 6], Data::None);
+    lun.wait(tag)
 }
 
 /// What another command finds: the LUN works, and nothing stuck has ended meanwhile.
@@ -242,11 +254,7 @@ fn nobody_waits_for_a_format_that_was_aborted() {
         let tag = lun.write(block, &[5; BLOCK]);
         lun.wait(tag);
     }
-    let format = lun.submit(&[0x04, 0, 0, 0, 0, 0], Data::None);
-    let ready = |lun: &mut Lun| {
-        let tag = lun.submit(&[0; 6], Data::None);
-        lun.wait(tag)
-    };
+    let format = lun.submit(&FORMAT, Data::None);
     ready(&mut lun);
     abort(&mut lun, TmrKind::AbortTask, &[format]);
     assert_eq!(lun.wait(format).status, Status::TaskAborted.code());
@@ -259,6 +267,38 @@ fn nobody_waits_for_a_format_that_was_aborted() {
         let tag = lun.read(block, 1);
         assert_eq!(lun.wait(tag).data_in, [0; BLOCK], "block {block}");
     }
+}
+
+#[test]
+fn an_abort_concerns_the_command_that_it_names() {
+    let (mut lun, gate, _pipe) = stubborn();
+    let stuck = lun.read(STUCK, 1);
+    let format = lun.submit(&FORMAT, Data::None);
+    ready(&mut lun);
+    abort(&mut lun, TmrKind::AbortTask, &[stuck]);
+    assert_eq!(ready(&mut lun).status, CHECK_CONDITION);
+    assert!(!lun.has_finished(format), "another command was aborted");
+    gate.open();
+    assert_eq!(lun.wait(stuck).status, GOOD);
+    assert_eq!(lun.wait(format).status, GOOD);
+}
+
+/// A command that takes the place of one that was aborted is not aborted.
+#[test]
+fn an_abort_ends_with_its_command() {
+    let (mut lun, gate, _pipe) = stubborn();
+    let aborted = lun.submit(&FORMAT, Data::None);
+    ready(&mut lun);
+    abort(&mut lun, TmrKind::AbortTask, &[aborted]);
+    assert_eq!(lun.wait(aborted).status, Status::TaskAborted.code());
+    gate.open();
+    while ready(&mut lun).status != GOOD {}
+    gate.close();
+    let format = lun.submit(&FORMAT, Data::None);
+    assert_eq!(ready(&mut lun).status, CHECK_CONDITION);
+    assert!(!lun.has_finished(format), "nobody has aborted it");
+    gate.open();
+    assert_eq!(lun.wait(format).status, GOOD);
 }
 
 /// An initiator may be told that an aborted write was done: then it has to be.
@@ -298,6 +338,8 @@ fn a_reset_restores_mode_parameters() {
         lun.wait(tag).sense[0]
     };
     assert_eq!(format(&mut lun), 0x72);
+    abort(&mut lun, TmrKind::AbortTask, &[]);
+    assert_eq!(format(&mut lun), 0x72, "that was no reset");
     abort(&mut lun, TmrKind::LunReset, &[]);
     assert_eq!(format(&mut lun), 0x70);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use tcmu::mock::Data;
+use tcmu::mock::{CommandTag, Data};
 use tcmu::scsi::Status;
 use tcmu_handler::{
     Backstore, Buffer, Capabilities, Handler as _, Io, OpenRequest, Result, WriteFlags,
@@ -156,15 +156,34 @@ fn completions_of_a_turn_are_kicked_once() {
     );
 }
 
-#[test]
-fn of_large_transfers_a_turn_takes_a_portion() {
+/// A LUN in memory, which does everything at once, so that each turn's commands are done in that turn.
+fn in_memory() -> Lun {
     let request = OpenRequest {
         config: "portions".parse().unwrap(),
         size: SIZE,
         block_size: BLOCK as u32,
     };
-    // Memory takes them at once, so that each turn's are done in that turn.
-    let mut lun = Lun::new(RamHandler.open(&request).unwrap());
+    Lun::new(RamHandler.open(&request).unwrap())
+}
+
+/// Waits for commands of which no turn finishes more than `portion`, although they were there at once.
+#[track_caller]
+fn finish_in_portions(lun: &mut Lun, tags: &[CommandTag], portion: usize) {
+    let mut finished = 0;
+    while finished < tags.len() {
+        lun.turn(true);
+        let now = tags.iter().filter(|&&tag| lun.has_finished(tag)).count();
+        assert!(now - finished <= portion, "{finished} before, {now} now");
+        finished = now;
+    }
+    for &tag in tags {
+        assert_eq!(lun.wait(tag).status, GOOD);
+    }
+}
+
+#[test]
+fn of_large_transfers_a_turn_takes_a_portion() {
+    let mut lun = in_memory();
     let data = pattern(4, 256 << 10);
     let blocks = (data.len() / BLOCK) as u32;
     lun.kernel.plug();
@@ -172,14 +191,14 @@ fn of_large_transfers_a_turn_takes_a_portion() {
         .map(|number| lun.write(number * blocks, &data))
         .collect();
     lun.kernel.unplug();
-    let mut finished = 0;
-    while finished < tags.len() {
-        lun.turn(true);
-        let now = tags.iter().filter(|&&tag| lun.has_finished(tag)).count();
-        assert!(now - finished <= 1, "{finished} before, {now} now");
-        finished = now;
-    }
-    for tag in tags {
-        assert_eq!(lun.wait(tag).status, GOOD);
-    }
+    finish_in_portions(&mut lun, &tags, 1);
+}
+
+#[test]
+fn of_many_commands_a_turn_takes_a_portion() {
+    let mut lun = in_memory();
+    lun.kernel.plug();
+    let tags: Vec<_> = (0..100).map(|_| lun.submit(&[0; 6], Data::None)).collect();
+    lun.kernel.unplug();
+    finish_in_portions(&mut lun, &tags, 16);
 }
