@@ -10,7 +10,7 @@ use tcmu_handler::testing::{UnorderedEngine, buffer, contents, scattered};
 use tcmu_handler::{Backstore, Error, ErrorKind, Extent, Io, WriteFlags, ZeroFlags};
 use tempfile::{TempDir, tempdir};
 
-use super::variants::{SIZE, VARIANTS};
+use super::variants::{self, SIZE};
 use super::{open, qemu};
 use crate::QcowImage;
 
@@ -43,9 +43,7 @@ impl Victim {
     }
 
     fn of(variant: &str) -> Self {
-        let variant = VARIANTS.iter().find(|known| known.name == variant);
-        let folder = tempdir().unwrap();
-        let path = variant.unwrap().make(folder.path());
+        let (folder, path) = variants::make(variant);
         Self {
             _folder: folder,
             path,

@@ -3,21 +3,15 @@
 use rustix::io::Errno;
 use tcmu_handler::ErrorKind;
 use tcmu_handler::testing::{Fault, OperationKind, UnorderedEngine};
-use tempfile::tempdir;
 
 use super::model::Request;
-use super::variants::{SIZE, VARIANTS};
+use super::variants::{self, SIZE};
 use super::workload::{Workload, close, run};
 use super::{open, qemu};
 
 /// Lets the operations of a kind fail one after the other, each in a run of its own.
 fn fail(name: &str, kind: OperationKind, errno: Errno, for_good: bool) {
-    let variant = VARIANTS
-        .iter()
-        .find(|variant| variant.name == name)
-        .unwrap();
-    let folder = tempdir().unwrap();
-    let path = variant.make(folder.path());
+    let (_folder, path) = variants::make(name);
     let start = std::fs::read(&path).unwrap();
     let before = qemu::contents(&path);
     let mut struck = 0;

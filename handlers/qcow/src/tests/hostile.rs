@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use tcmu_handler::testing::{Random, UnorderedEngine};
-use tempfile::tempdir;
 
 use super::open;
-use super::variants::{SIZE, VARIANTS};
+use super::variants::{self, SIZE};
 use super::workload::{Workload, close, read_all, run};
 
 const NAMES: [&str; 6] = [
@@ -117,12 +116,7 @@ fn read_some(image: &crate::QcowImage) -> Result<(), tcmu_handler::Error> {
 fn damaged_images_are_refused_or_served_but_never_trusted() {
     let (mut served, mut refused) = (0, 0);
     for name in NAMES {
-        let variant = VARIANTS
-            .iter()
-            .find(|variant| variant.name == name)
-            .unwrap();
-        let folder = tempdir().unwrap();
-        let path = variant.make(folder.path());
+        let (_folder, path) = variants::make(name);
         let whole = std::fs::read(&path).unwrap();
         for seed in 0..150 {
             let mut random = Random::new(seed * 7 + 1);

@@ -13,8 +13,8 @@ use tcmu_handler_layers::{AnyBackstore, Handlers, Layer};
 use tempfile::{TempDir, tempdir};
 
 use super::qemu;
-use super::variants::{SIZE, VARIANTS, Variant};
-use super::workload::{Workload, close, read_all, run};
+use super::variants::{self, SIZE, Variant, in_quarters};
+use super::workload::{Workload, read_all, run, run_through};
 use crate::QcowHandler;
 
 /// An image's folder; its mirror there is a raw image that is called `mirror`.
@@ -23,12 +23,17 @@ struct Pair {
 }
 
 impl Pair {
-    /// Makes an image, and a mirror that holds the same.
-    fn new(variant: &Variant) -> Self {
-        let folder = tempdir().unwrap();
-        let path = variant.make(folder.path());
-        fs::write(folder.path().join("mirror"), qemu::contents(&path)).unwrap();
-        Self { folder }
+    /// The image in a folder, and a new mirror that holds the same.
+    fn beside(folder: TempDir) -> Self {
+        let pair = Self { folder };
+        let contents = qemu::contents(&pair.path("a.qcow2"));
+        fs::write(pair.path("mirror"), contents).unwrap();
+        pair
+    }
+
+    /// Makes an image, and a mirror.
+    fn of(variant: &str) -> Self {
+        Self::beside(variants::make(variant).0)
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -57,13 +62,6 @@ impl Pair {
     }
 }
 
-fn variant(name: &str) -> &'static Variant {
-    VARIANTS
-        .iter()
-        .find(|variant| variant.name == name)
-        .unwrap()
-}
-
 /// Inverts a byte of a file.
 fn spoil(path: &Path, at: u64) {
     let file = File::options().read(true).write(true).open(path).unwrap();
@@ -72,57 +70,28 @@ fn spoil(path: &Path, at: u64) {
     file.write_all_at(&[!byte[0]], at).unwrap();
 }
 
-/// Takes every fourth variant from `first` on, so that tests run side by side.
-fn quarter(first: usize) {
-    for (number, variant) in VARIANTS.iter().enumerate().skip(first).step_by(4) {
-        let pair = Pair::new(variant);
-        for depth in [16, 32] {
-            let seed = (number * 100 + depth + 7) as u64;
-            eprintln!("{}, depth {depth}, seed {seed}", variant.name);
-            let engine = UnorderedEngine::repeatable(seed);
-            let image = pair.open();
-            let mut model = fs::read(pair.path("mirror")).unwrap();
-            let workload = Workload {
-                seed,
-                depth,
-                requests: 250,
-                longest: 256 << 10,
-            };
-            let outcome = run(&engine, &image, &mut model, workload);
-            assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
-            // Also what was never read.
-            let shown = read_all(&engine, &image).unwrap();
-            close(&engine, &image).unwrap();
-            drop(image);
-            assert!(shown == model, "{}", variant.name);
-            assert!(
-                fs::read(pair.path("mirror")).unwrap() == model,
-                "{}: the mirror holds something else",
-                variant.name
-            );
-        }
-        qemu::check(&pair.path("a.qcow2"), false);
+in_quarters!(both_hold_the_same);
+fn both_hold_the_same(number: usize, variant: &Variant) {
+    let folder = tempdir().unwrap();
+    variant.make(folder.path());
+    let pair = Pair::beside(folder);
+    for depth in [16, 32] {
+        let workload = Workload {
+            seed: (number * 100 + depth + 7) as u64,
+            depth,
+            requests: 250,
+            longest: 256 << 10,
+        };
+        eprintln!("{}, {workload:?}", variant.name);
+        let mut model = fs::read(pair.path("mirror")).unwrap();
+        run_through(pair.open(), &mut model, workload);
+        assert!(
+            fs::read(pair.path("mirror")).unwrap() == model,
+            "{}: the mirror holds something else",
+            variant.name
+        );
     }
-}
-
-#[test]
-fn first_quarter() {
-    quarter(0);
-}
-
-#[test]
-fn second_quarter() {
-    quarter(1);
-}
-
-#[test]
-fn third_quarter() {
-    quarter(2);
-}
-
-#[test]
-fn fourth_quarter() {
-    quarter(3);
+    qemu::check(&pair.path("a.qcow2"), false);
 }
 
 /// It is about this byte.
@@ -139,12 +108,12 @@ fn assert_found(result: Result<Vec<u8>, Error>, at: u64) {
 fn one_wrong_byte_is_found_wherever_it_is() {
     // Data, zeroes that have no storage, and the last byte.
     for at in [300 << 10, 3 << 20, SIZE - 1] {
-        let pair = Pair::new(variant("v3 with data"));
+        let pair = Pair::of("v3 with data");
         spoil(&pair.path("mirror"), at);
         assert_found(read_all(&UnorderedEngine::repeatable(1), &pair.open()), at);
     }
     // In the image's file, while it is served.
-    let pair = Pair::new(variant("v3 with data"));
+    let pair = Pair::of("v3 with data");
     let image = pair.open();
     let engine = UnorderedEngine::repeatable(1);
     read_all(&engine, &image).unwrap();
@@ -159,7 +128,7 @@ fn one_wrong_byte_is_found_wherever_it_is() {
 
 #[test]
 fn the_workload_meets_wrong_bytes() {
-    let pair = Pair::new(variant("with a snapshot"));
+    let pair = Pair::of("with a snapshot");
     for at in (0..SIZE).step_by(64 << 10) {
         spoil(&pair.path("mirror"), at);
     }

@@ -15,7 +15,7 @@ use tcmu_handler::{Backstore, Extent, WriteFlags};
 use tempfile::tempdir;
 
 use super::model::{Allowed, End, SECTOR};
-use super::variants::{SIZE, VARIANTS};
+use super::variants::{self, SIZE};
 use super::workload::{Workload, close, read_all, run};
 use super::{open, qemu};
 use crate::QcowImage;
@@ -145,10 +145,7 @@ fn compare(shown: &[u8], allowed: &Allowed<'_>, what: &str) {
 }
 
 fn cut(name: &str, requests: usize, cuts: usize) {
-    let variant = VARIANTS.iter().find(|variant| variant.name == name);
-    let variant = variant.unwrap_or_else(|| panic!("no variant {name}"));
-    let folder = tempdir().unwrap();
-    let path = variant.make(folder.path());
+    let (folder, path) = variants::make(name);
     let before = qemu::contents(&path);
     for depth in [4, 24] {
         let seed = depth as u64 * 31 + requests as u64;
@@ -276,12 +273,7 @@ fn what_is_unmapped_during_a_flush() {
 
 #[test]
 fn old_bytes_of_free_clusters_never_show() {
-    let variant = VARIANTS
-        .iter()
-        .find(|v| v.name == "after a snapshot")
-        .unwrap();
-    let folder = tempdir().unwrap();
-    let path = variant.make(folder.path());
+    let (folder, path) = variants::make("after a snapshot");
     let before = qemu::contents(&path);
     let mut bytes = std::fs::read(&path).unwrap();
     for (cluster, count) in bytes.chunks_mut(4096).zip(report(&path).counts) {
@@ -323,12 +315,7 @@ fn old_bytes_of_free_clusters_never_show() {
 #[test]
 fn while_the_image_is_enlarged() {
     for name in ["clusters of 512", "on a longer raw", "v2 with data"] {
-        let variant = VARIANTS
-            .iter()
-            .find(|variant| variant.name == name)
-            .unwrap();
-        let folder = tempdir().unwrap();
-        let path = variant.make(folder.path());
+        let (folder, path) = variants::make(name);
         let before = qemu::contents(&path);
         let image = open(&path, "", SIZE).unwrap();
         let medium = Medium::of(&image);

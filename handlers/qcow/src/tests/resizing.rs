@@ -2,9 +2,8 @@
 
 use tcmu_handler::testing::UnorderedEngine;
 use tcmu_handler::{Backstore, ErrorKind};
-use tempfile::tempdir;
 
-use super::variants::{SIZE, VARIANTS};
+use super::variants::{self, SIZE};
 use super::workload::{Workload, close, run};
 use super::{open, qemu};
 
@@ -22,12 +21,7 @@ fn what_is_new_reads_as_zeroes() {
         "preallocated tables",
         "external data, raw",
     ] {
-        let variant = VARIANTS
-            .iter()
-            .find(|variant| variant.name == name)
-            .unwrap();
-        let folder = tempdir().unwrap();
-        let path = variant.make(folder.path());
+        let (_folder, path) = variants::make(name);
         let mut model = qemu::contents(&path);
         let image = open(&path, "", SIZE).unwrap();
         let engine = UnorderedEngine::repeatable(3);
@@ -61,12 +55,7 @@ fn what_cannot_grow_says_so() {
         ("with a snapshot, v2", "", ErrorKind::Unsupported),
         ("v3", ";readonly=on", ErrorKind::OutOfRange),
     ] {
-        let variant = VARIANTS
-            .iter()
-            .find(|variant| variant.name == name)
-            .unwrap();
-        let folder = tempdir().unwrap();
-        let path = variant.make(folder.path());
+        let (_folder, path) = variants::make(name);
         let image = open(&path, options, SIZE).unwrap();
         let engine = UnorderedEngine::repeatable(3);
         let io = engine.io();

@@ -1,9 +1,8 @@
 //! Internal snapshots: listed, shown, and never changed.
 
 use tcmu_handler::testing::UnorderedEngine;
-use tempfile::tempdir;
 
-use super::variants::{SIZE, VARIANTS};
+use super::variants::{self, SIZE};
 use super::workload::{Workload, close, read_all, run};
 use super::{open, qemu};
 
@@ -15,12 +14,7 @@ fn they_stay_as_they_are() {
         "with a snapshot, compressed",
         "with a snapshot, v2",
     ] {
-        let variant = VARIANTS
-            .iter()
-            .find(|variant| variant.name == name)
-            .unwrap();
-        let folder = tempdir().unwrap();
-        let path = variant.make(folder.path());
+        let (folder, path) = variants::make(name);
         let engine = UnorderedEngine::repeatable(9);
         let show = |which: &str| {
             let image = open(&path, &format!(";snapshot={which}"), SIZE).unwrap();
@@ -55,12 +49,7 @@ fn they_stay_as_they_are() {
 
 #[test]
 fn a_snapshot_that_is_not_there() {
-    let folder = tempdir().unwrap();
-    let variant = VARIANTS
-        .iter()
-        .find(|variant| variant.name == "with a snapshot")
-        .unwrap();
-    let path = variant.make(folder.path());
+    let (_folder, path) = variants::make("with a snapshot");
     let error = open(&path, ";snapshot=?", SIZE).map(drop).unwrap_err();
     let words = format!("there are one (id 1, {SIZE} bytes)");
     assert!(error.to_string().contains(&words), "{error}");

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tempfile::{TempDir, tempdir};
+
 use super::qemu;
 
 /// A kind of image. Steps begin with `img` (arguments of qemu-img) or `io FILE` (commands of
@@ -40,6 +42,49 @@ impl Variant {
         folder.join("a.qcow2")
     }
 }
+
+/// A new image of the variant with this name, and the folder that it is in.
+pub(super) fn make(name: &str) -> (TempDir, PathBuf) {
+    let variant = VARIANTS.iter().find(|variant| variant.name == name);
+    let variant = variant.unwrap_or_else(|| panic!("no variant {name}"));
+    let folder = tempdir().unwrap();
+    let path = variant.make(folder.path());
+    (folder, path)
+}
+
+/// Four tests that run side by side: each calls a function with every fourth variant, and its number.
+macro_rules! in_quarters {
+    ($test:ident) => {
+        fn quarter(first: usize) {
+            let variants = $crate::tests::variants::VARIANTS.iter().enumerate();
+            for (number, variant) in variants.skip(first).step_by(4) {
+                $test(number, variant);
+            }
+        }
+
+        #[test]
+        fn first_quarter() {
+            quarter(0);
+        }
+
+        #[test]
+        fn second_quarter() {
+            quarter(1);
+        }
+
+        #[test]
+        fn third_quarter() {
+            quarter(2);
+        }
+
+        #[test]
+        fn fourth_quarter() {
+            quarter(3);
+        }
+    };
+}
+
+pub(super) use in_quarters;
 
 /// Bytes of every image's disk, and not a multiple of any cluster.
 pub(super) const SIZE: u64 = 4_211_200;

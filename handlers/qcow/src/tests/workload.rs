@@ -94,6 +94,19 @@ pub(super) fn run(
     }
 }
 
+/// As [`run`], of which nothing may fail; then reads the whole disk, and closes the image. Returns what
+/// was done.
+pub(super) fn run_through(image: impl Backstore, model: &mut [u8], workload: Workload) -> Vec<Ran> {
+    let engine = UnorderedEngine::repeatable(workload.seed);
+    let outcome = run(&engine, &image, model, workload);
+    assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+    // Also what no request has read.
+    let shown = read_all(&engine, &image).unwrap();
+    assert!(shown == model, "{workload:?}: the disk holds other bytes");
+    close(&engine, &image).unwrap();
+    outcome.history
+}
+
 /// Sends one request; a read returns its bytes.
 async fn execute(
     io: &Io,
