@@ -9,6 +9,9 @@ use anyhow::{Context as _, ensure};
 
 use crate::{TestResult, sh};
 
+/// Where targets are found that `tcmuctl` makes without saying where.
+pub const PORTAL: &str = "127.0.0.1:3260";
+
 /// The initiator's name.
 pub const NAME: &str = "iqn.2026-11.com.example:tester";
 
@@ -18,11 +21,10 @@ const NOT_ACCEPTED: i32 = 24;
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A session with a target that has one LUN. Dropped, it is logged out.
+/// A session with a target at [`PORTAL`] that has one LUN. Dropped, it is logged out.
 #[derive(Debug)]
 pub struct Session {
     iqn: String,
-    portal: String,
     disk: PathBuf,
     over: bool,
 }
@@ -32,37 +34,36 @@ impl Session {
     ///
     /// # Errors
     /// If that fails.
-    pub fn login(portal: &str, iqn: &str) -> anyhow::Result<Self> {
-        discover(portal)?;
-        sh::run(&node(portal, iqn, &["--login"]))?;
-        Self::await_disk(portal, iqn)
+    pub fn login(iqn: &str) -> anyhow::Result<Self> {
+        discover()?;
+        sh::run(&node(iqn, &["--login"]))?;
+        Self::await_disk(iqn)
     }
 
     /// As [`login`](Self::login), with a name and password (CHAP).
     ///
     /// # Errors
     /// If that fails.
-    pub fn login_as(portal: &str, iqn: &str, user: &str, password: &str) -> anyhow::Result<Self> {
-        discover(portal)?;
-        identify(portal, iqn, user, password)?;
-        sh::run(&node(portal, iqn, &["--login"]))?;
-        Self::await_disk(portal, iqn)
+    pub fn login_as(iqn: &str, user: &str, password: &str) -> anyhow::Result<Self> {
+        discover()?;
+        identify(iqn, user, password)?;
+        sh::run(&node(iqn, &["--login"]))?;
+        Self::await_disk(iqn)
     }
 
     /// Tries to log in with a name and password that the target must not accept.
     ///
     /// # Errors
     /// If it does, or if something else goes wrong.
-    pub fn refused_as(portal: &str, iqn: &str, user: &str, password: &str) -> TestResult {
-        discover(portal)?;
-        identify(portal, iqn, user, password)?;
-        sh::run_code(&node(portal, iqn, &["--login"]), NOT_ACCEPTED).map(drop)
+    pub fn refused_as(iqn: &str, user: &str, password: &str) -> TestResult {
+        discover()?;
+        identify(iqn, user, password)?;
+        sh::run_code(&node(iqn, &["--login"]), NOT_ACCEPTED).map(drop)
     }
 
-    fn await_disk(portal: &str, iqn: &str) -> anyhow::Result<Self> {
+    fn await_disk(iqn: &str) -> anyhow::Result<Self> {
         let mut session = Self {
             iqn: iqn.to_owned(),
-            portal: portal.to_owned(),
             disk: PathBuf::new(),
             over: false,
         };
@@ -92,7 +93,7 @@ impl Session {
     }
 
     fn leave(&self) -> TestResult {
-        sh::run(&node(&self.portal, &self.iqn, &["--logout"])).map(drop)
+        sh::run(&node(&self.iqn, &["--logout"])).map(drop)
     }
 }
 
@@ -105,7 +106,7 @@ impl Drop for Session {
 }
 
 /// Starts the initiator, and has it find the portal's targets.
-fn discover(portal: &str) -> TestResult {
+fn discover() -> TestResult {
     fs::create_dir_all("/etc/iscsi")?;
     fs::write(
         "/etc/iscsi/initiatorname.iscsi",
@@ -113,32 +114,25 @@ fn discover(portal: &str) -> TestResult {
     )?;
     // It may run since another test.
     sh::run_any(&["iscsid"])?;
-    let find = ["-m", "discovery", "-t", "sendtargets", "-p", portal];
+    let find = ["-m", "discovery", "-t", "sendtargets", "-p", PORTAL];
     sh::run(&[&["iscsiadm"], &find[..]].concat()).map(drop)
 }
 
 /// A command of iscsiadm's about one target.
-fn node<'a>(portal: &'a str, iqn: &'a str, what: &[&'a str]) -> Vec<&'a str> {
-    [
-        &["iscsiadm", "-m", "node", "-T", iqn, "-p", portal][..],
-        what,
-    ]
-    .concat()
+fn node<'a>(iqn: &'a str, what: &[&'a str]) -> Vec<&'a str> {
+    let node = ["iscsiadm", "-m", "node", "-T", iqn, "-p", PORTAL];
+    [&node[..], what].concat()
 }
 
 /// Sets the name and password for later logins.
-fn identify(portal: &str, iqn: &str, user: &str, password: &str) -> TestResult {
+fn identify(iqn: &str, user: &str, password: &str) -> TestResult {
     for (name, value) in [
         ("authmethod", "CHAP"),
         ("username", user),
         ("password", password),
     ] {
         let name = format!("node.session.auth.{name}");
-        sh::run(&node(
-            portal,
-            iqn,
-            &["--op", "update", "-n", &name, "-v", value],
-        ))?;
+        sh::run(&node(iqn, &["--op", "update", "-n", &name, "-v", value]))?;
     }
     Ok(())
 }

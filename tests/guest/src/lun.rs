@@ -205,6 +205,17 @@ impl Disk {
     }
 }
 
+/// Creates a LUN of the file handler on a new sparse image of so many bytes, as the target `iqn`;
+/// returns what `tcmuctl` printed.
+///
+/// # Errors
+/// If it fails.
+pub fn export(name: &str, bytes: u64, iqn: &str) -> anyhow::Result<String> {
+    let image = image(name, bytes)?;
+    let create = ["create", name, "--handler", "file", "--config", &image];
+    tcmuctl(&[&create[..], &["--iscsi", iqn]].concat())
+}
+
 /// What [`write`] writes and [`holds`] reads, in bytes.
 const BLOCK: usize = 4096;
 

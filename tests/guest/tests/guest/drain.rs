@@ -12,7 +12,7 @@ use serde_json::Value;
 use tcmu_guest_tests::bus::{self, Bus, ROOT};
 use tcmu_guest_tests::daemon::{Daemon, program};
 use tcmu_guest_tests::initiator::Session;
-use tcmu_guest_tests::lun::{self, Disk, MIB, image, names, tcmuctl, tcmuctl_fails};
+use tcmu_guest_tests::lun::{self, Disk, MIB, names, tcmuctl, tcmuctl_fails};
 use tcmu_guest_tests::sg::Sg;
 use tcmu_guest_tests::{TestResult, guest_test, sh};
 
@@ -288,19 +288,8 @@ fn a_held_lun_of_an_iscsi_session_is_deleted_by_force_only() -> TestResult {
     const IQN: &str = "iqn.2026-11.com.example:held";
     let _bus = Bus::start()?;
     let daemon = Daemon::start_on_bus()?;
-    let image = image("held", 16 * MIB)?;
-    let create = [
-        "create",
-        "held",
-        "--handler",
-        "file",
-        "--config",
-        &image,
-        "--iscsi",
-        IQN,
-    ];
-    tcmuctl(&create)?;
-    let session = Session::login("127.0.0.1:3260", IQN)?;
+    lun::export("held", 16 * MIB, IQN)?;
+    let session = Session::login(IQN)?;
     let path = session.disk().to_owned();
     lun::write(&path, 0, 1)?;
     let _holder = Holder::start("held")?;

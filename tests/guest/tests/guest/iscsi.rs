@@ -4,28 +4,16 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 use tcmu_guest_tests::daemon::Daemon;
-use tcmu_guest_tests::initiator::Session;
-use tcmu_guest_tests::lun::{MIB, image, leftovers, tcmuctl};
+use tcmu_guest_tests::initiator::{PORTAL, Session};
+use tcmu_guest_tests::lun::{MIB, export, leftovers, tcmuctl};
 use tcmu_guest_tests::{TestResult, guest_test, sh};
 
 const IQN: &str = "iqn.2026-11.com.example:guest";
-const PORTAL: &str = "127.0.0.1:3260";
 
 guest_test!(a_portal_answers);
 fn a_portal_answers() -> TestResult {
     let daemon = Daemon::start()?;
-    let image = image("net", 48 * MIB)?;
-    let create = [
-        "create",
-        "net",
-        "--handler",
-        "file",
-        "--config",
-        &image,
-        "--iscsi",
-        IQN,
-    ];
-    let printed = tcmuctl(&create)?;
+    let printed = export("net", 48 * MIB, IQN)?;
     ensure!(
         printed.contains(PORTAL) && printed.contains(IQN),
         "{printed}"
@@ -55,20 +43,9 @@ fn a_portal_answers() -> TestResult {
 guest_test!(the_kernels_initiator_uses_it);
 fn the_kernels_initiator_uses_it() -> TestResult {
     let daemon = Daemon::start()?;
-    let image = image("initiator", 64 * MIB)?;
-    let create = [
-        "create",
-        "initiator",
-        "--handler",
-        "file",
-        "--config",
-        &image,
-        "--iscsi",
-        IQN,
-    ];
-    tcmuctl(&create)?;
+    export("initiator", 64 * MIB, IQN)?;
 
-    let session = Session::login(PORTAL, IQN)?;
+    let session = Session::login(IQN)?;
     let disk = session.disk().to_str().context("no UTF-8")?.to_owned();
     sh::run(&["mkfs.ext4", "-q", "-F", &disk])?;
     sh::run(&["mount", &disk, "/mnt"])?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use tcmu_guest_tests::daemon::Daemon;
-use tcmu_guest_tests::initiator::{self, Session};
+use tcmu_guest_tests::initiator::{self, PORTAL, Session};
 use tcmu_guest_tests::lun::{self, Disk, MIB, holds, image, leftovers, tcmuctl, tcmuctl_fails};
 use tcmu_guest_tests::{TestResult, guest_test, sh, skip};
 
@@ -16,7 +16,6 @@ const HOST: &str = "iqn.2026-11.com.example:host";
 const OTHER: &str = "iqn.2026-11.com.example:other";
 const LOCKED: &str = "iqn.2026-11.com.example:locked";
 const SECRET: &str = "secret123456";
-const PORTAL: &str = "127.0.0.1:3260";
 const FILE: &str = "/run/saved/saveconfig.json";
 const TARGET: &str = "/sys/kernel/config/target";
 
@@ -88,7 +87,7 @@ fn tear_down() -> TestResult {
 
 /// Whether an initiator sees LUN 4.
 fn sees(initiator: &str) -> anyhow::Result<bool> {
-    let url = format!("iscsi://127.0.0.1:3260/{IQN}/4");
+    let url = format!("iscsi://{PORTAL}/{IQN}/4");
     let inquiry = sh::run_any(&["iscsi-inq", "-i", initiator, &url])?;
     Ok(inquiry.status.success())
 }
@@ -217,9 +216,9 @@ fn a_password_comes_back() -> TestResult {
     ensure!(leftovers()? == [""; 0], "left: {:?}", leftovers()?);
 
     tcmuctl(&["restore", FILE])?;
-    Session::refused_as(PORTAL, LOCKED, "me", "another-secret")?;
-    Session::refused_as(PORTAL, LOCKED, "you", SECRET)?;
-    let session = Session::login_as(PORTAL, LOCKED, "me", SECRET)?;
+    Session::refused_as(LOCKED, "me", "another-secret")?;
+    Session::refused_as(LOCKED, "you", SECRET)?;
+    let session = Session::login_as(LOCKED, "me", SECRET)?;
     lun::write(session.disk(), MIB, 0x5a)?;
     ensure!(holds(session.disk(), MIB, 0x5a)?);
     session.logout()?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use tcmu_guest_tests::bus::{Bus, NAME, await_name};
 use tcmu_guest_tests::daemon::Daemon;
-use tcmu_guest_tests::initiator::Session;
+use tcmu_guest_tests::initiator::{PORTAL, Session};
 use tcmu_guest_tests::lun::{MIB, holds, image, leftovers, tcmuctl, write};
 use tcmu_guest_tests::{TestResult, guest_test, needs_several_cpus, sh};
 
@@ -18,7 +18,6 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 const NAA: &str = "naa.5001405000000001";
 const IQN: &str = "iqn.2026-11.com.example:targetcli";
-const PORTAL: &str = "127.0.0.1:3260";
 const CONFIG: &str = "/etc/rtslib-fb-target/saveconfig.json";
 /// What targetcli says where something went wrong and it goes on all the same.
 const COMPLAINTS: [&str; 4] = ["error", "skipped", "cannot", "failed"];
@@ -184,7 +183,7 @@ impl Backstore {
 
     /// Reads and writes as an initiator of the iSCSI target, what the loopback disk sees as well.
     fn use_session(&self, disk: &Path) -> TestResult {
-        let session = Session::login(PORTAL, IQN)?;
+        let session = Session::login(IQN)?;
         write(session.disk(), MIB, 0x33)?;
         if self.keeps {
             ensure!(holds(disk, MIB, 0x33)?, "the two paths differ");
