@@ -8,64 +8,32 @@ use serde_json::json;
 
 use crate::machine::{Machine, Run};
 
+/// The arguments that create a LUN of 1 MiB.
+fn create<'a>(name: &'a str, handler: &'a str, config: &'a str) -> [&'a str; 8] {
+    [
+        "create",
+        name,
+        "--handler",
+        handler,
+        "--config",
+        config,
+        "--size",
+        "1M",
+    ]
+}
+
 #[test]
 fn wrong_usage_ends_with_2() {
     let machine = Machine::new();
-    let create = [
-        "create",
-        "d",
-        "--handler",
-        "file",
-        "--config",
-        "/x",
-        "--size",
-        "1M",
-    ];
-    let with = |more: &[&'static str]| -> Vec<&str> { [&create[..], more].concat() };
+    let with = |more: &[&'static str]| [&create("d", "file", "/x")[..], more].concat();
     for (arguments, words) in [
         (vec![], "Usage"),
         (vec!["explode"], "unrecognized subcommand"),
         (vec!["create", "d", "--config", "/x"], "--handler"),
         (vec!["create", "d", "--handler", "file"], "--config"),
-        (
-            vec![
-                "create",
-                "a/b",
-                "--handler",
-                "file",
-                "--config",
-                "/x",
-                "--size",
-                "1M",
-            ],
-            "bad name",
-        ),
-        (
-            vec![
-                "create",
-                "a b",
-                "--handler",
-                "file",
-                "--config",
-                "/x",
-                "--size",
-                "1M",
-            ],
-            "bad name",
-        ),
-        (
-            vec![
-                "create",
-                "d",
-                "--handler",
-                "a/b",
-                "--config",
-                "/x",
-                "--size",
-                "1M",
-            ],
-            "bad handler",
-        ),
+        (create("a/b", "file", "/x").to_vec(), "bad name"),
+        (create("a b", "file", "/x").to_vec(), "bad name"),
+        (create("d", "a/b", "/x").to_vec(), "bad handler"),
         (
             vec!["create", "d", "--handler", "rbd", "--config", "p/i"],
             "say the LUN's --size",
@@ -130,18 +98,7 @@ fn the_size_has_to_be_whole_blocks() {
 #[test]
 fn failures_end_with_1_and_say_why() {
     let machine = Machine::new();
-    let create = |name| {
-        [
-            "create",
-            name,
-            "--handler",
-            "ram",
-            "--config",
-            "x",
-            "--size",
-            "1M",
-        ]
-    };
+    let create = |name| create(name, "ram", "x");
     machine
         .run(&create("disk0"))
         .expect(1, "", "disk0 exists already (user_3)");
@@ -175,16 +132,7 @@ fn failures_end_with_1_and_say_why() {
 #[test]
 fn a_creation_that_fails_leaves_nothing() {
     let machine = Machine::new();
-    let run = machine.run(&[
-        "create",
-        "new",
-        "--handler",
-        "ram",
-        "--config",
-        "x",
-        "--size",
-        "1M",
-    ]);
+    let run = machine.run(&create("new", "ram", "x"));
     run.expect(1, "", "user_0/new/attrib/dev_config");
     assert!(
         !machine
@@ -404,19 +352,7 @@ fn the_helper_reports_the_errno() {
 #[test]
 fn an_ordinary_user_is_told_to_be_root() {
     if !rustix::process::geteuid().is_root() {
-        let run = Run::of(
-            &[
-                "create",
-                "d",
-                "--handler",
-                "ram",
-                "--config",
-                "x",
-                "--size",
-                "1M",
-            ],
-            None,
-        );
+        let run = Run::of(&create("d", "ram", "x"), None);
         run.expect(1, "", "must be run as root");
     } else {
         eprintln!("skipped: this user is root");
