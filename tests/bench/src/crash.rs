@@ -65,6 +65,8 @@ pub struct Seen {
     pub raw: Raw,
     /// fio on a block device.
     pub fio: Fio,
+    /// Reads over iSCSI by an initiator in user space.
+    pub iscsi: Iscsi,
 }
 
 /// What became of raw SCSI commands.
@@ -112,6 +114,18 @@ pub struct Fio {
     pub errors: u64,
 }
 
+/// What an initiator was told that Linux's SCSI layer does not stand before: that one tries again by itself
+/// what ended with BUSY.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Iscsi {
+    /// How many reads ended with BUSY; of those before it gave up, not all are known.
+    pub busy: u64,
+    /// How many ended otherwise, and not with GOOD.
+    pub failed: u64,
+    /// How often it gave up, since all that it tried again ended with BUSY too.
+    pub gave_up: u64,
+}
+
 /// One line of the guest's report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -155,7 +169,8 @@ pub fn markdown(plan: &CrashPlan, lines: &[Line], place: &str) -> String {
     say(format!(
         "Measured in {place}; each daemon ended {} times in each way and was started at once, under \
          fio with verify at qd 32 on one LUN, and raw SCSI commands (writes and reads with known \
-         content, COMPARE AND WRITE of a counter) on another.{}",
+         content, COMPARE AND WRITE of a counter) on another; libiscsi's iscsi-perf reads a third over \
+         iSCSI.{}",
         plan.times,
         plan.peer.as_ref().map_or_else(String::new, |peer| format!(
             " The C tcmu-runner is Debian's {}.",
@@ -163,8 +178,8 @@ pub fn markdown(plan: &CrashPlan, lines: &[Line], place: &str) -> String {
         ))
     ));
     say("\n| the daemon ends by | daemon | pause, median | longest | I/O errors in fio | failed raw \
-         commands | ring resets | lost effects | effects reported as failed |\n\
-         | --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+         commands | BUSY over iSCSI | ring resets | lost effects | effects reported as failed |\n\
+         | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |"
         .to_owned());
     for ending in Ending::ALL {
         for line in lines {
@@ -218,6 +233,7 @@ fn row(seen: &Seen) -> String {
         pause(pauses.len().saturating_sub(1)),
         format!("{} of {}", seen.fio.errors, seen.fio.requests),
         format!("{} of {}", seen.raw.failures(), seen.raw.commands),
+        over_iscsi(seen.iscsi),
         format!("{} of {}", seen.resets, seen.pauses_ms.len()),
         seen.raw.lost().to_string(),
         seen.raw.duplicated().to_string(),
@@ -226,6 +242,20 @@ fn row(seen: &Seen) -> String {
         write!(row, "| {cell} ").expect("a String takes everything");
     }
     row + "|"
+}
+
+fn over_iscsi(seen: Iscsi) -> String {
+    let mut words = Vec::new();
+    if seen.gave_up > 0 {
+        words.push(format!("gave up {} times", seen.gave_up));
+    }
+    if seen.busy > 0 || seen.gave_up == 0 {
+        words.push(seen.busy.to_string());
+    }
+    if seen.failed > 0 {
+        words.push(format!("{} other failures", seen.failed));
+    }
+    words.join(", ")
 }
 
 #[cfg(test)]
@@ -250,6 +280,10 @@ mod tests {
                 requests: 50,
                 errors: 0,
             },
+            iscsi: Iscsi {
+                busy: 7,
+                ..Iscsi::default()
+            },
         }
     }
 
@@ -257,11 +291,14 @@ mod tests {
     fn a_row_tells_what_was_seen() {
         assert_eq!(
             row(&seen()),
-            "| crash (SIGKILL) | ours, file | 20 ms | 30 ms | 0 of 50 | 2 of 90 | 1 of 3 | 3 | 2 |"
+            "| crash (SIGKILL) | ours, file | 20 ms | 30 ms | 0 of 50 | 2 of 90 | 7 | 1 of 3 | 3 | 2 |"
         );
         let mut lost = seen();
         lost.raw.counted = 7;
         assert_eq!((lost.raw.lost(), lost.raw.duplicated()), (6, 0));
+        lost.iscsi.gave_up = 2;
+        lost.iscsi.failed = 3;
+        assert!(row(&lost).contains("| gave up 2 times, 7, 3 other failures |"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ const PACKAGES: &[&str] = &[
     "fio",
     "iproute2",
     "kmod",
+    "libiscsi-bin",
     "qemu-utils",
     "strace",
     "util-linux",

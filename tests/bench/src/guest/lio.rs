@@ -73,6 +73,33 @@ pub(super) fn expose(backstore: &Path, wwn: &str) -> Result<PathBuf> {
     })
 }
 
+/// Exports a backstore over iSCSI, to any initiator of this machine, and returns the LUN's URL.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub(super) fn export(backstore: &Path, iqn: &str) -> Result<String> {
+    const PORTAL: &str = "127.0.0.1:3260";
+    let tpg = Path::new(TARGET).join("iscsi").join(iqn).join("tpgt_1");
+    make(&tpg)?;
+    let lun = tpg.join("lun").join("lun_0");
+    make(&lun)?;
+    for (attribute, value) in [
+        ("authentication", "0"),
+        ("generate_node_acls", "1"),
+        ("cache_dynamic_acls", "1"),
+        ("demo_mode_write_protect", "0"),
+    ] {
+        write(&tpg.join("attrib").join(attribute), value)?;
+    }
+    make(&tpg.join("np").join(PORTAL))?;
+    let (from, to) = (backstore.to_owned(), lun.join("bench"));
+    bounded("attaching the LUN", LIMIT, move || {
+        symlink(&from, &to).with_context(|| to.display().to_string())
+    })?;
+    write(&tpg.join("enable"), "1")?;
+    Ok(format!("iscsi://{PORTAL}/{iqn}/0"))
+}
+
 /// Takes the LUN of a backstore under `wwn` away, and the backstore itself.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! The guest's side of [`crate::crash`]: has each candidate's daemon end again and again under load.
 
+mod iscsi;
 mod load;
 mod resets;
 
@@ -16,6 +17,7 @@ use super::process::{Daemon, output};
 use super::{FOLDER, keep_logs, lio, peer};
 use crate::crash::{CrashPlan, Ending, Line, Seen};
 use crate::plan::{Candidate, HW_MAX_SECTORS};
+use iscsi::Reads;
 use load::Load;
 use resets::Resets;
 
@@ -41,7 +43,14 @@ pub fn run(plan: &CrashPlan, report: &Path) -> Result<()> {
         text.push('\n');
         (&lines).write_all(text.as_bytes()).context("the report")
     };
-    for module in ["sd_mod", "sg", "target_core_user", "tcm_loop"] {
+    let modules = [
+        "sd_mod",
+        "sg",
+        "target_core_user",
+        "tcm_loop",
+        "iscsi_target_mod",
+    ];
+    for module in modules {
         // Built in, or missing: whoever needs it says so.
         let _ = output(
             Command::new("modprobe").arg("--quiet").arg(module),
@@ -117,16 +126,28 @@ impl<'a> Site<'a> {
         Ok(daemon)
     }
 
-    /// Makes a LUN on an image of its own; returns its backstore and its disk.
-    fn make_lun(&self, number: u32) -> Result<(PathBuf, PathBuf)> {
-        let (handler, hba) = match self.candidate {
+    /// The handler, and the number of the HBA of a LUN.
+    fn names(&self, number: u32) -> (&'static str, u32) {
+        match self.candidate {
             Candidate::TcmuRunner => ("qcow", 20 + number),
             _ => ("file", 10 + number),
-        };
+        }
+    }
+
+    /// Makes a LUN on an image of its own; returns its backstore and its disk.
+    fn make_lun(&self, number: u32) -> Result<(PathBuf, PathBuf)> {
+        let backstore = self.make_backstore(number)?;
+        let (_, hba) = self.names(number);
+        let disk = lio::expose(&backstore, &format!("naa.50014050000000{hba}"))?;
+        Ok((backstore, disk))
+    }
+
+    fn make_backstore(&self, number: u32) -> Result<PathBuf> {
+        let (handler, hba) = self.names(number);
         let image = Path::new(FOLDER).join(format!("{}-{number}.img", self.candidate));
         let file = File::create(&image).context("the image")?;
         file.set_len(SIZE_MIB << 20).context("the image")?;
-        let backstore = lio::backstore(
+        lio::backstore(
             &format!("user_{hba}"),
             &format!("crash{hba}"),
             &[
@@ -135,17 +156,20 @@ impl<'a> Site<'a> {
                 "hw_block_size=512".to_owned(),
                 format!("hw_max_sectors={HW_MAX_SECTORS}"),
             ],
-        )?;
-        let disk = lio::expose(&backstore, &format!("naa.50014050000000{hba}"))?;
-        Ok((backstore, disk))
+        )
     }
 
     fn try_endings(&self, mut tell: impl FnMut(Seen) -> Result<()>) -> Result<()> {
         let mut daemon = self.start(&self.programs[0])?;
         let luns = [self.make_lun(0)?, self.make_lun(1)?];
+        let far = self.make_backstore(2)?;
+        let iqn = format!("iqn.2026-11.com.example:{}", self.candidate);
+        let url = lio::export(&far, &iqn)?;
         let mut resets = Resets::watch(luns.iter().map(|(backstore, _)| backstore.as_path()))?;
         for ending in Ending::ALL {
             let load = Load::start(&luns[0].1, &luns[1].1)?;
+            let name = format!("{}-{ending:?}-iscsi-perf", self.candidate);
+            let mut reads = Reads::start(&name, &url, Path::new(FOLDER))?;
             let (mut downtimes_ms, mut pauses_ms, mut reset) = (Vec::new(), Vec::new(), 0);
             for time in 0..self.plan.times {
                 load.go_on(COMMANDS, LIMIT)?;
@@ -160,9 +184,11 @@ impl<'a> Site<'a> {
                 daemon = self.start(&self.programs[usize::from(other)])?;
                 downtimes_ms.push(begun.elapsed().as_secs_f64() * 1000.0);
                 load.go_on(COMMANDS, LIMIT)?;
+                reads.go_on()?;
                 pauses_ms.push(load.take_longest().as_secs_f64() * 1000.0);
                 reset += u32::from(resets.happened()?);
             }
+            let iscsi = reads.finish()?;
             let (raw, fio) = load.finish()?;
             tell(Seen {
                 candidate: self.candidate,
@@ -172,6 +198,7 @@ impl<'a> Site<'a> {
                 resets: reset,
                 raw,
                 fio,
+                iscsi,
             })?;
         }
         daemon.stop()
