@@ -2,6 +2,7 @@
 
 mod cargo_deb;
 pub(crate) mod inside;
+mod manual;
 mod root;
 mod test;
 
@@ -20,7 +21,8 @@ pub(crate) use self::test::test;
 ///
 /// Builds the programs, writes their manual pages and shell completions, and packs all of it with the
 /// units, the D-Bus files and the sample configuration. Prints the package's path. Its maintainer is
-/// who the environment variables DEBFULLNAME and DEBEMAIL say. The first run installs cargo-deb into the
+/// who the environment variables DEBFULLNAME and DEBEMAIL say. Beside it is one with what backtraces of
+/// the programs need, tcmu-runner-rs-dbgsym (.ddeb). The first run installs cargo-deb into the
 /// target folder. `cargo xtask test --full` tries it out too.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -103,6 +105,7 @@ fn write_documents(folder: &Path) -> anyhow::Result<()> {
                 run_program(program, &["--man"], Some(&page))?;
             }
         }
+        manual::compress(&manual)?;
         for (shell, file) in [
             ("bash", program.to_owned()),
             ("zsh", format!("_{program}")),

@@ -18,11 +18,12 @@ const FILES: &[&str] = &[
     "/usr/share/bash-completion/completions/tcmuctl",
     "/usr/share/dbus-1/system-services/org.kernel.TCMUService1.service",
     "/usr/share/doc/tcmu-runner-rs/README.md",
+    "/usr/share/doc/tcmu-runner-rs/changelog.Debian.gz",
     "/usr/share/doc/tcmu-runner-rs/copyright",
     "/usr/share/fish/vendor_completions.d/tcmu-runner.fish",
     "/usr/share/fish/vendor_completions.d/tcmuctl.fish",
-    "/usr/share/man/man1/tcmuctl.1",
-    "/usr/share/man/man8/tcmu-runner.8",
+    "/usr/share/man/man1/tcmuctl.1.gz",
+    "/usr/share/man/man8/tcmu-runner.8.gz",
     "/usr/share/tcmu-runner/grafana/tcmu-runner.json",
     "/usr/share/zsh/vendor-completions/_tcmu-runner",
     "/usr/share/zsh/vendor-completions/_tcmuctl",
@@ -44,12 +45,16 @@ pub(super) fn are_complete(guest: &Guest) -> anyhow::Result<()> {
         );
     }
     for command in &commands {
-        let page = format!("/usr/share/man/man1/tcmuctl-{command}.1");
+        let page = format!("/usr/share/man/man1/tcmuctl-{command}.1.gz");
         ensure!(listed.contains(&&*page), "{page} is missing");
+        guest.sh(&format!(
+            "gzip --decompress --stdout {page} | grep -q '^.TH'"
+        ))?;
         guest.sh(&format!(
             "grep -q -w '{command}' /usr/share/bash-completion/completions/tcmuctl"
         ))?;
     }
+    guest.sh("grep 'On Debian systems' /usr/share/doc/tcmu-runner-rs/copyright")?;
     for file in ["tcmu.conf", "dbus-1/system.d/tcmu-runner.conf"] {
         guest.sh(&format!(
             "dpkg-query --show --showformat '${{Conffiles}}\\n' tcmu-runner-rs | grep '{file}'"
