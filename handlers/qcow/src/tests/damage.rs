@@ -328,3 +328,21 @@ fn tables_are_not_let_go_with_data() {
     assert_eq!((victim.word(l1), victim.word(table)), before);
     qemu::check(&victim.path, true);
 }
+
+#[test]
+fn a_cluster_that_is_a_table_is_neither_written_nor_unmapped() {
+    let victim = Victim::new();
+    for table in [victim.l1(), victim.refcount_table()] {
+        victim.set(victim.l2(1, 8), table | COPIED);
+        let before = fs::read(&victim.path).unwrap();
+        let served = victim.serve();
+        assert_refused(served.write(4096, 512, 1), "lie in its tables");
+        assert_refused(served.unmap(4096, 4096), "lie in its tables");
+        // Also as a part of more.
+        assert_refused(served.unmap(0, 16 << 10), "lie in its tables");
+        served.flush().unwrap();
+        served.close().unwrap();
+        drop(served);
+        assert!(fs::read(&victim.path).unwrap() == before, "it was written");
+    }
+}
