@@ -575,26 +575,6 @@ impl Daemon {
         }
     }
 
-    /// Serves the devices that are there when the daemon starts, while netlink is blocked.
-    ///
-    /// One that is still being enabled goes again, since the waits for a predecessor's answer were ended.
-    /// It is left alone: the kernel (as of Linux 7.2) frees its memory although it is mapped, and panics
-    /// when the mapping is touched then (`tcmu_configure_device`, `tcmu_vma_fault`). No lock is held
-    /// meanwhile that waits for this daemon.
-    pub(super) fn take_over(&mut self) -> std::io::Result<()> {
-        for device in self.opener.sysfs.scan()? {
-            let backstore = self.opener.sysfs.backstore(&device.name);
-            match backstore.is_enabled() {
-                Ok(false) => {
-                    tracing::debug!(lun = device.name.name, "not enabled, and so not taken over");
-                }
-                // An error is for the opener to tell of.
-                Ok(true) | Err(_) => self.serve_unannounced(device),
-            }
-        }
-        Ok(())
-    }
-
     /// Serves the devices that are there and are not served yet.
     pub(super) fn resync(&mut self) -> std::io::Result<()> {
         for device in self.opener.sysfs.scan()? {

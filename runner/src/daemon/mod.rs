@@ -218,7 +218,7 @@ impl Daemon {
     /// Serves until a signal says to stop, and everything is in order; offers the D-Bus service
     /// meanwhile if `on_bus`.
     pub(crate) fn run(mut self, on_bus: bool) -> anyhow::Result<()> {
-        self.take_over().context("looking for devices")?;
+        self.resync().context("looking for devices")?;
         self.opener
             .sysfs
             .module()
