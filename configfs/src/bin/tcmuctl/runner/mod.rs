@@ -15,6 +15,7 @@ mod text;
 mod times;
 mod top;
 mod view;
+mod wanted;
 
 use std::time::Duration;
 

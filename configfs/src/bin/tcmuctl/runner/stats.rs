@@ -10,21 +10,17 @@ use super::client::{ClassStats, Client, LunStats};
 use super::error::Error;
 use super::figures::Sum;
 use super::text;
+use super::wanted::Wanted;
 use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The LUNs [default: all]
-    #[arg(value_name = "NAME")]
-    names: Vec<String>,
-
-    /// Their HBA user_N, if several have a LUN of such a name
-    #[arg(long, value_name = "N", requires = "names")]
-    hba: Option<u32>,
+    #[command(flatten)]
+    wanted: Wanted,
 }
 
 pub(super) fn run(client: &Client, arguments: &Arguments, as_json: bool) -> Result<(), Error> {
-    let wanted = client.find(&arguments.names, arguments.hba)?;
+    let wanted = arguments.wanted.find(client)?;
     let ids: Vec<u32> = wanted.iter().map(|lun| lun.id).collect();
     let luns = client.stats(&ids)?;
     if as_json {

@@ -12,17 +12,13 @@ use super::error::Error;
 use super::figures::Work;
 use super::screen::{Input, Screen};
 use super::text;
+use super::wanted::Wanted;
 use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The LUNs [default: all]
-    #[arg(value_name = "NAME")]
-    names: Vec<String>,
-
-    /// Their HBA user_N, if several have a LUN of such a name
-    #[arg(long, value_name = "N", requires = "names")]
-    hba: Option<u32>,
+    #[command(flatten)]
+    wanted: Wanted,
 
     /// Length of an interval
     #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = interval)]
@@ -115,7 +111,7 @@ impl Look {
 }
 
 pub(super) fn run(client: &Client, arguments: &Arguments, as_json: bool) -> Result<(), Error> {
-    let wanted = client.find(&arguments.names, arguments.hba)?;
+    let wanted = arguments.wanted.find(client)?;
     let ids: Vec<u32> = wanted.iter().map(|lun| lun.id).collect();
     let mut before = Look::now(client, &ids)?;
     let on_screen = !as_json && io::stdin().is_terminal() && io::stdout().is_terminal();
