@@ -31,8 +31,6 @@ use super::slots::Slots;
 const SUBMISSION_ENTRIES: u32 = 256;
 /// More than one reactor's LUNs have in flight as a rule; the kernel keeps what does not fit.
 const COMPLETION_ENTRIES: u32 = 4096;
-/// From so many bytes on, writing costs much more than a system call of its own.
-const LARGE: usize = 64 << 10;
 /// What is written to a uio device; any value will do.
 static KICK: [u8; 4] = 1i32.to_ne_bytes();
 /// After what time an alarm comes.
@@ -140,6 +138,8 @@ struct Inner {
     backlog: VecDeque<squeue::Entry>,
     /// Writes to files in memory; empty between turns.
     held: Vec<Held>,
+    /// Several commands are outstanding as a rule.
+    crowd: bool,
     detours: Detours,
     counters: Counters,
 }
@@ -158,6 +158,7 @@ impl UringEngine {
             slots: Slots::default(),
             backlog: VecDeque::new(),
             held: Vec::new(),
+            crowd: false,
             detours: Detours::new()?,
             counters: Counters::default(),
         };
@@ -230,6 +231,11 @@ impl UringEngine {
             inner.collect(events);
         }
         Ok(())
+    }
+
+    /// Says whether several commands are outstanding as a rule.
+    pub(crate) fn expect_crowd(&self, crowd: bool) {
+        self.inner.borrow_mut().crowd = crowd;
     }
 
     /// Whether the kernel works on operations.
@@ -332,26 +338,25 @@ impl Inner {
         }
     }
 
-    /// Hands those of the held writes to io_uring that it does well: small ones that are not alone
-    /// share a system call there, and are worth the detour. Says whether others stay.
+    /// Hands the held writes to io_uring, unless there is but one, and no others are expected. Says
+    /// whether it stays.
     ///
-    /// The detour is a worker thread, to which io_uring gives every buffered write to a regular file
-    /// whose file system has not learnt to do without (io_write in io_uring/rw.c), tmpfs among them.
+    /// io_uring gives every buffered write to a regular file to a worker thread, where the file system
+    /// has not learnt to do without (io_write in io_uring/rw.c), and tmpfs has not. For many writes that
+    /// is well: other processors copy them. One takes longer that way.
     fn release_held(&mut self) -> bool {
+        if self.held.len() == 1 && !self.crowd {
+            return true;
+        }
         let mut held = mem::take(&mut self.held);
-        let alone = held.len() == 1;
-        held.retain(|write| {
-            let stays = alone || self.slots.get(write.place).len() >= LARGE;
-            if !stays {
-                self.push(write.entry.clone());
-            }
-            stays
-        });
+        for write in held.drain(..) {
+            self.push(write.entry);
+        }
         self.held = held;
-        !self.held.is_empty()
+        false
     }
 
-    /// Does the writes that are still held.
+    /// Does the write that is still held.
     fn write_held(&mut self) {
         let mut held = mem::take(&mut self.held);
         for Held {
@@ -747,21 +752,29 @@ mod tests {
     }
 
     #[test]
-    fn small_and_large_ones_go_their_ways() {
+    fn several_writes_to_memory_share_a_system_call() {
         let setting = Setting::new();
-        let large = LARGE as u64;
-        let tickets = [
-            setting.write(&setting.file, 1, 4096, 0),
-            setting.write(&setting.file, 2, LARGE, 4096),
-            setting.write(&setting.file, 3, 4096, 4096 + large),
-        ];
+        let tickets = [1, 2, 3].map(|n| setting.write(&setting.file, n, 4096, u64::from(n) << 12));
         setting.turn(Wait::No);
-        assert_eq!(setting.engine.counters().system_calls, 2);
-        assert!(matches!(setting.poll(tickets[1]), Poll::Ready(Ok(len)) if len as usize == LARGE));
-        for ticket in [tickets[0], tickets[2]] {
+        assert_eq!(setting.engine.counters().system_calls, 1);
+        for ticket in tickets {
             assert_eq!(setting.end(ticket).unwrap(), 4096);
         }
-        assert_eq!(setting.content(), [(1, 4096), (2, LARGE), (3, 4096)]);
+        assert_eq!(
+            setting.content(),
+            [(0, 4096), (1, 4096), (2, 4096), (3, 4096)]
+        );
+    }
+
+    #[test]
+    fn a_write_that_is_alone_by_chance_goes_the_way_of_the_others() {
+        let setting = Setting::new();
+        setting.engine.expect_crowd(true);
+        let ticket = setting.write(&setting.file, 7, 4096, 0);
+        setting.turn(Wait::No);
+        assert_eq!(setting.engine.counters().system_calls, 1);
+        assert_eq!(setting.end(ticket).unwrap(), 4096);
+        assert_eq!(setting.content(), [(7, 4096)]);
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Pace {
         }
     }
 
+    /// Whether more than one command was outstanding of late.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.most > MEMORY
+    }
+
     /// How long to rest, if at all.
     pub(super) fn rest(&self) -> Option<Duration> {
         (!self.rest.is_zero()).then_some(self.rest)
@@ -98,6 +103,21 @@ mod tests {
             let (fetched, rest) = settle(64, Duration::from_micros(each));
             assert!(fetched.abs_diff(ENOUGH) <= 3, "{each}: {fetched}, {rest:?}");
         }
+    }
+
+    #[test]
+    fn one_command_at_a_time_is_no_crowd() {
+        let mut pace = Pace::default();
+        assert!(!pace.is_crowded());
+        pace.learn(1, 1, false);
+        assert!(!pace.is_crowded());
+        pace.learn(1, 8, true);
+        pace.learn(1, 1, false);
+        assert!(pace.is_crowded());
+        for _ in 0..100 {
+            pace.learn(1, 1, false);
+        }
+        assert!(!pace.is_crowded());
     }
 
     #[test]

@@ -86,11 +86,6 @@ impl Slot {
         self.segments.clear();
     }
 
-    /// How many bytes are transferred.
-    pub(super) fn len(&self) -> usize {
-        self.segments.iter().map(|segment| segment.iov_len).sum()
-    }
-
     /// Notes the segments of a transfer, as many as one operation takes.
     pub(super) fn set_segments(&mut self, parts: &[Buffer<'_>]) {
         let mut room = MAX_TRANSFER;

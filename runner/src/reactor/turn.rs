@@ -195,6 +195,7 @@ impl Reactor {
         let outstanding = done + self.publish() + self.settle();
         if fetched > 0 {
             self.pace.learn(fetched, outstanding, busy);
+            self.engine.expect_crowd(self.pace.is_crowded());
         }
         self.idle = !restless && self.touched.is_empty();
         (self.events, self.tasks) = (events, tasks);
