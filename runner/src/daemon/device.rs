@@ -1,5 +1,7 @@
 //! What the daemon knows of a device.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmu::discovery::DeviceName;
@@ -57,7 +59,7 @@ pub(super) struct Device {
     /// Which of the daemon's openings is its own.
     pub(super) opening: u64,
     /// The device is to go as soon as its opening has ended.
-    pub(super) unwanted: bool,
+    pub(super) unwanted: Unwanted,
     pub(super) ring_resets: u32,
     /// What its in-flight table says of crashes.
     pub(super) crash_loop: Option<CrashLoop>,
@@ -81,6 +83,29 @@ pub(super) struct Device {
     pub(super) recovering: bool,
     /// It is getting another image.
     pub(super) medium: Option<NewMedium>,
+    /// The device that has the number by now, and waits until this one is out of its way.
+    pub(super) successor: Option<Announced>,
+}
+
+/// Says to a device's opener, too, that nobody wants the device any more.
+#[derive(Clone, Default)]
+pub(super) struct Unwanted(Arc<AtomicBool>);
+
+impl Unwanted {
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A device that the kernel announces: whoever enables it waits for the answer.
+pub(super) struct Announced {
+    pub(super) name: DeviceName,
+    pub(super) ticket: Ticket,
+    pub(super) since: Instant,
 }
 
 impl Device {
@@ -93,7 +118,7 @@ impl Device {
             since: Instant::now(),
             reactor,
             ticket: None,
-            unwanted: false,
+            unwanted: Unwanted::default(),
             ring_resets: 0,
             crash_loop: None,
             removed: None,
@@ -106,7 +131,19 @@ impl Device {
             interrupted: 0,
             recovering: false,
             medium: None,
+            successor: None,
         }
+    }
+
+    /// Since when the kernel waits for this to be opened, or for its successor.
+    pub(super) fn waited_for_since(&self) -> Option<Instant> {
+        let opens = matches!(self.phase, Phase::Opening) && self.ticket.is_some();
+        let successors = self.successor.as_ref().map(|successor| successor.since);
+        opens
+            .then_some(self.since)
+            .into_iter()
+            .chain(successors)
+            .min()
     }
 
     /// What is wrong with it although it is served; empty if nothing is.

@@ -8,7 +8,8 @@ use tcmu::netlink::{Change, Delivery, Ticket};
 use tcmu_handler::Error;
 
 use super::board::{EventKind, LunState};
-use super::device::{Device, Next, Phase};
+use super::device::{Announced, Device, Next, Phase};
+use super::enabling::await_enabled;
 #[cfg(feature = "kill-points")]
 use super::hold_points;
 use super::medium::NewMedium;
@@ -28,45 +29,52 @@ impl Daemon {
         if self.stopping.is_some() {
             return self.reply(ticket, TRY_AGAIN);
         }
-        match self.devices.get_mut(&id) {
-            Some(Device {
-                phase: Phase::Opening | Phase::Attaching | Phase::Suspect(_),
-                ticket: waiting,
-                ..
-            }) => *waiting = Some(ticket),
-            // It was found before it was announced.
-            Some(Device {
-                phase: Phase::Waiting,
-                ticket: waiting,
-                ..
-            }) => {
-                *waiting = Some(ticket);
-                self.forget(id, NO_DEVICE);
-            }
-            Some(Device {
-                phase: Phase::Serving,
-                ..
-            }) => self.reply(ticket, 0),
-            Some(Device {
-                phase: Phase::Leaving { .. },
-                ..
-            }) => self.reply(ticket, TRY_AGAIN),
-            None if self.offline => {
-                tracing::warn!(
+        let Some(device) = self.devices.get_mut(&id) else {
+            return self.open_announced(id, name, ticket);
+        };
+        match device.phase {
+            // It was found before it was announced: nobody waited for an answer
+            // (`nl_reply_supported`).
+            Phase::Attaching if device.name == name => device.ticket = Some(ticket),
+            Phase::Serving if device.name == name => self.reply(ticket, 0),
+            // The kernel has given the number away, so the device that had it is gone, which nobody
+            // has said: a starting daemon has netlink blocked, or the event was lost.
+            _ => {
+                tracing::info!(
                     lun = name.name,
-                    "refused: tcmu-runner --offline takes no new LUNs"
+                    before = device.name.name,
+                    "announced; the device that had its number before is gone"
                 );
-                self.refusals
-                    .note(&name, "tcmu-runner --offline takes no new LUNs");
-                self.reply(ticket, NO_DEVICE);
+                device.successor = Some(Announced {
+                    name,
+                    ticket,
+                    since: Instant::now(),
+                });
+                self.detach(id, Next::Forget);
             }
-            None => {
-                let device = Device {
-                    ticket: Some(ticket),
-                    ..self.new_device(name)
-                };
-                self.open(id, device, Inheritance::Judge);
-            }
+        }
+    }
+
+    fn open_announced(&mut self, id: LunId, name: DeviceName, ticket: Ticket) {
+        if self.offline {
+            let why = "tcmu-runner --offline takes no new LUNs";
+            tracing::warn!(lun = name.name, "refused: {why}");
+            self.refusals.note(&name, why);
+            return self.reply(ticket, NO_DEVICE);
+        }
+        let device = Device {
+            ticket: Some(ticket),
+            ..self.new_device(name)
+        };
+        self.open(id, device, Inheritance::Judge);
+    }
+
+    /// Opens the device that has a number now: the one before it is out of its way.
+    pub(super) fn succeed(&mut self, id: LunId, successor: Announced) {
+        if self.stopping.is_some() {
+            self.reply(successor.ticket, TRY_AGAIN);
+        } else {
+            self.open_announced(id, successor.name, successor.ticket);
         }
     }
 
@@ -192,7 +200,8 @@ impl Daemon {
         let meter = Arc::<Meter>::default();
         self.board
             .opening(id, &device.name, reactor, resets, Arc::clone(&meter));
-        if device.ticket.is_none() {
+        let unannounced = device.ticket.is_none().then(|| device.unwanted.clone());
+        if unannounced.is_some() {
             self.directory.expect(id);
         }
         self.devices.insert(id, device);
@@ -200,7 +209,13 @@ impl Daemon {
         let recovered = self.reporter.clone();
         let recovered = Box::new(move || recovered.send(Report::Recovered { id }));
         self.openers.run(Box::new(move || {
-            let result = guarded(|| opener.take(id, inheritance, meter, recovered).map(Box::new));
+            let result = guarded(|| {
+                if let Some(unwanted) = unannounced {
+                    await_enabled(&opener.sysfs, id, &unwanted)?;
+                }
+                let taken = opener.take(id, inheritance, meter, recovered)?;
+                Ok(Box::new(taken))
+            });
             let request = match &result {
                 Ok(taken) if taken.verdict == Verdict::Innocent => {
                     Some(taken.device.image_request())
@@ -213,6 +228,8 @@ impl Daemon {
                 result,
             });
             if let Some(request) = request.filter(|_| needs_image) {
+                #[cfg(feature = "kill-points")]
+                hold_points::pass("image");
                 let result = guarded(|| opener.registry.open(&request));
                 reporter.send(Report::Opened {
                     id,
@@ -243,7 +260,7 @@ impl Daemon {
             Phase::Suspect(_) | Phase::Waiting => self.forget(id, TRY_AGAIN),
             // The image may hang; the device is ours to let go.
             Phase::Opening if device.taken.is_some() => self.forget(id, TRY_AGAIN),
-            Phase::Opening | Phase::Attaching => device.unwanted = true,
+            Phase::Opening | Phase::Attaching => device.unwanted.set(),
             Phase::Leaving { then } => {
                 if next == Next::Forget {
                     *then = Next::Forget;
@@ -321,12 +338,17 @@ impl Daemon {
 
     /// A device is ours, or cannot be opened.
     fn taken(&mut self, id: LunId, opening: u64, result: Result<Box<Taken>, Error>) {
-        let offline = self.offline;
+        let (offline, gone) = (self.offline, result.is_err() && self.is_gone(id));
         let Some(device) = self.devices.get_mut(&id) else {
             return;
         };
         if device.opening != opening {
             return; // The number has gone to another device.
+        }
+        if device.successor.is_some() || device.unwanted.is_set() && result.is_ok() {
+            // A successor may need what this has open.
+            drop(result);
+            return self.forget(id, TRY_AGAIN);
         }
         let Taken {
             device: taken,
@@ -334,8 +356,11 @@ impl Daemon {
             verdict,
             in_flight,
         } = match result {
-            Ok(_) if device.unwanted => return self.forget(id, TRY_AGAIN),
             Ok(taken) => *taken,
+            Err(error) if gone && device.ticket.is_none() => {
+                tracing::info!(lun = device.name.name, %error, "gone before it could be served");
+                return self.forget(id, 0);
+            }
             Err(error) => {
                 tracing::error!(lun = device.name.name, %error, "cannot be served");
                 return self.fail(id, &error);
@@ -403,7 +428,7 @@ impl Daemon {
                     self.board
                         .tell(EventKind::Serving, &device.name.name, config);
                 }
-                if device.unwanted {
+                if device.unwanted.is_set() {
                     self.detach(id, Next::Forget);
                 } else if let Some(ticket) = device.ticket.take() {
                     self.reply(ticket, 0);
@@ -536,8 +561,8 @@ impl Daemon {
         let stays = self
             .devices
             .get(&id)
-            .is_some_and(|device| device.ticket.is_none() && !device.unwanted)
-            && self.opener.sysfs.device(id).is_ok();
+            .is_some_and(|device| device.ticket.is_none() && !device.unwanted.is_set())
+            && !self.is_gone(id);
         if let Some(device) = self.devices.get(&id) {
             let message = error.to_string();
             if device.ticket.is_some() {
@@ -555,16 +580,30 @@ impl Daemon {
         }
     }
 
+    /// Whether the kernel has no such device any more.
+    fn is_gone(&self, id: LunId) -> bool {
+        let there = self.opener.sysfs.device(id);
+        !self.devices.get(&id).is_some_and(|device| {
+            there.is_ok_and(|there| {
+                (there.name.hba, &there.name.name) == (device.name.hba, &device.name.name)
+            })
+        })
+    }
+
     /// The device is not served any more; tells the kernel `status` if it waits.
     pub(super) fn forget(&mut self, id: LunId, status: i32) {
         self.board.gone(id);
         self.directory.settle(id);
-        if let Some(Device {
-            ticket: Some(ticket),
-            ..
-        }) = self.devices.remove(&id)
-        {
+        let Some(mut device) = self.devices.remove(&id) else {
+            return;
+        };
+        let (ticket, successor) = (device.ticket.take(), device.successor.take());
+        drop(device);
+        if let Some(ticket) = ticket {
             self.reply(ticket, status);
+        }
+        if let Some(successor) = successor {
+            self.succeed(id, successor);
         }
     }
 

@@ -60,7 +60,7 @@ impl Device {
             .away
             .as_ref()
             .map_or(self.since, |trouble| trouble.since);
-        (waits && self.ticket.is_none() && !self.unwanted).then(|| since + limit)
+        (waits && self.ticket.is_none() && !self.unwanted.is_set()).then(|| since + limit)
     }
 
     /// When its image is to be tried again.
@@ -78,7 +78,9 @@ impl Daemon {
         if device.opening != opening {
             return; // The number has gone to another device.
         }
-        if device.unwanted {
+        if device.unwanted.is_set() {
+            // A successor may need what this has open.
+            drop(result);
             return self.forget(id, super::TRY_AGAIN);
         }
         match result {

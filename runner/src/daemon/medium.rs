@@ -210,6 +210,7 @@ impl Daemon {
         let device = Device {
             ticket: before.ticket,
             unwanted: before.unwanted,
+            successor: before.successor,
             ring_resets: before.ring_resets,
             image,
             medium: Some(new),

@@ -8,6 +8,7 @@ pub(crate) mod board;
 mod device;
 mod devices;
 mod drains;
+mod enabling;
 #[cfg(feature = "kill-points")]
 mod hold_points;
 mod images;
@@ -266,13 +267,8 @@ impl Daemon {
 
     /// When the first opening takes too long that the kernel waits for.
     fn next_deadline(&self) -> Option<Instant> {
-        let waited_for =
-            |device: &&Device| matches!(device.phase, Phase::Opening) && device.ticket.is_some();
-        self.devices
-            .values()
-            .filter(waited_for)
-            .map(|device| device.since + self.settings.config().opening_limit())
-            .min()
+        let since = self.devices.values().filter_map(Device::waited_for_since);
+        Some(since.min()? + self.settings.config().opening_limit())
     }
 
     /// Refuses devices whose image takes too long to open: the kernel waits uninterruptibly.
@@ -280,18 +276,22 @@ impl Daemon {
         let (now, limit) = (Instant::now(), self.settings.config().opening_limit());
         let mut late = Vec::new();
         for device in self.devices.values_mut() {
+            if let Some(overdue) = device.successor.take_if(|next| next.since + limit <= now) {
+                let why = "the device that had its number before is still being closed";
+                late.push((overdue.name, overdue.ticket, why));
+            }
             if matches!(device.phase, Phase::Opening)
                 && device.since + limit <= now
                 && let Some(ticket) = device.ticket.take()
             {
-                device.unwanted = true;
-                tracing::error!(lun = device.name.name, "opening takes too long; refused");
-                self.refusals
-                    .note(&device.name, "opening its image takes too long");
-                late.push(ticket);
+                device.unwanted.set();
+                let why = "opening its image takes too long";
+                late.push((device.name.clone(), ticket, why));
             }
         }
-        for ticket in late {
+        for (name, ticket, why) in late {
+            tracing::error!(lun = name.name, "refused: {why}");
+            self.refusals.note(&name, why);
             self.reply(ticket, TIMED_OUT);
         }
     }
@@ -318,6 +318,9 @@ impl Daemon {
             self.opener.tables.remove(&device.name);
             if let Some(ticket) = device.ticket {
                 self.reply(ticket, 0);
+            }
+            if let Some(successor) = device.successor {
+                self.succeed(id, successor);
             }
         }
     }

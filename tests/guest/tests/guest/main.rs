@@ -22,6 +22,7 @@ mod lifecycle;
 mod many;
 mod medium;
 mod nbd;
+mod numbers;
 mod primary;
 mod qcow;
 mod rbd;

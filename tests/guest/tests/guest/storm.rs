@@ -39,20 +39,25 @@ pub(super) struct Device(PathBuf);
 impl Device {
     /// Makes a backstore of a handler and enables it, which waits for the daemon's answer.
     pub(super) fn create(number: usize, subtype: &str) -> io::Result<Self> {
+        Self::create_as(number, &format!("{subtype}/{number}"))
+    }
+
+    /// The same with this `dev_config`.
+    pub(super) fn create_as(number: usize, config: &str) -> io::Result<Self> {
         loop {
-            match Self::try_create(number, subtype) {
+            match Self::try_create(number, config) {
                 Err(error) if is_kernels_race(&error) => {}
                 result => return result,
             }
         }
     }
 
-    fn try_create(number: usize, subtype: &str) -> io::Result<Self> {
+    fn try_create(number: usize, config: &str) -> io::Result<Self> {
         let hba = Path::new(CORE).join(format!("user_{number}"));
         let path = hba.join(format!("storm{number}"));
         fs::create_dir_all(&path)?;
         let device = Device(path);
-        device.write("attrib/dev_config", &format!("{subtype}/{number}"))?;
+        device.write("attrib/dev_config", config)?;
         for setting in [
             "dev_size=1048576",
             "hw_block_size=512",
@@ -135,11 +140,16 @@ pub(super) fn existing(subtype: &str) -> anyhow::Result<Vec<String>> {
     Ok(existing)
 }
 
-/// Waits until the daemon serves exactly what there is of its handler.
+/// Waits until the daemon serves exactly what there is of its handler `null`.
 fn await_consistency(daemon: &Daemon) -> TestResult {
+    await_all_served(daemon, "null")
+}
+
+/// Waits until the daemon serves exactly what there is of a subtype.
+pub(super) fn await_all_served(daemon: &Daemon, subtype: &str) -> TestResult {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let (held, existing) = (held(daemon.pid())?, existing("null")?);
+        let (held, existing) = (held(daemon.pid())?, existing(subtype)?);
         if held == existing {
             return Ok(());
         }
