@@ -4,16 +4,19 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::path::Path;
 
-use crate::plan::{EMPTY_WRITTEN_MIB, Image, Job};
+use crate::plan::{Candidate, EMPTY_WRITTEN_MIB, Image, Job, Run};
 
-/// fio's arguments for `job` on the block device `device`; the JSON goes to `output`.
+/// fio's arguments for `run` on the block device `device`; the JSON goes to `output`.
 #[must_use]
-pub fn arguments(job: Job, device: &Path, runtime_ms: u64, output: &Path) -> Vec<String> {
+pub fn arguments(run: Run, device: &Path, runtime_ms: u64, output: &Path) -> Vec<String> {
+    let job = run.job;
+    // tmpfs knows no other way to its files than the page cache.
+    let direct = u8::from(run.candidate != Candidate::Bare);
     let mut arguments = vec![
         "--name=bench".to_owned(),
         format!("--filename={}", device.display()),
         "--ioengine=libaio".to_owned(),
-        "--direct=1".to_owned(),
+        format!("--direct={direct}"),
         format!("--rw={}", job.pattern.fio()),
         format!("--bs={}k", job.block_kib),
         format!("--iodepth={}", job.depth),
@@ -128,7 +131,7 @@ pub fn parse(text: &str, job: Job) -> Result<Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Pattern;
+    use crate::plan::{Pattern, Placement};
 
     const READ: Job = Job {
         block_kib: 4,
@@ -183,8 +186,23 @@ mod tests {
 
     #[test]
     fn arguments_name_the_job() {
-        let arguments = arguments(READ, Path::new("/dev/sda"), 1500, Path::new("/run/o"));
+        let run = |candidate| Run {
+            candidate,
+            placement: Placement::AllFree,
+            job: READ,
+        };
+        let arguments = |candidate| {
+            arguments(
+                run(candidate),
+                Path::new("/dev/sda"),
+                1500,
+                Path::new("/run/o"),
+            )
+        };
+        assert!(arguments(Candidate::Bare).contains(&"--direct=0".to_owned()));
+        let arguments = arguments(Candidate::File);
         for expected in [
+            "--direct=1",
             "--rw=randread",
             "--bs=4k",
             "--iodepth=32",

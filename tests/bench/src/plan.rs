@@ -37,6 +37,8 @@ pub enum Candidate {
     Nullio,
     /// The kernel's loop device: no SCSI at all.
     Loop,
+    /// The image itself, through the page cache: what one copy of the data costs.
+    Bare,
     /// Our runner with its `file` handler.
     File,
     /// Our runner with its `null` handler: the limit of the protocol.
@@ -51,26 +53,28 @@ pub enum Candidate {
 
 impl Candidate {
     /// Every candidate, in the order of the report's rows.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::File,
         Self::Null,
         Self::TcmuRunner,
         Self::Fileio,
         Self::Nullio,
         Self::Loop,
+        Self::Bare,
         Self::Qcow,
         Self::TcmuRunnerQcow,
         Self::QemuNbd,
     ];
 
     /// Those that serve a raw image.
-    pub const RAW: [Self; 6] = [
+    pub const RAW: [Self; 7] = [
         Self::File,
         Self::Null,
         Self::TcmuRunner,
         Self::Fileio,
         Self::Nullio,
         Self::Loop,
+        Self::Bare,
     ];
 
     /// Those that serve a qcow2 image, and our `file` handler, which they are compared with.
@@ -79,7 +83,7 @@ impl Candidate {
     /// Whether a user-space process serves it (and can be bound to a CPU).
     #[must_use]
     pub fn has_daemon(self) -> bool {
-        !matches!(self, Self::Fileio | Self::Nullio | Self::Loop)
+        !matches!(self, Self::Fileio | Self::Nullio | Self::Loop | Self::Bare)
     }
 
     /// Whether it is served by this project's runner.
@@ -135,6 +139,7 @@ impl Candidate {
             Self::Fileio => "LIO fileio",
             Self::Nullio => "LIO rd_mcp nullio",
             Self::Loop => "loop device",
+            Self::Bare => "no target, the image itself",
             Self::Qcow => "ours, qcow",
             Self::TcmuRunnerQcow => "tcmu-runner (C), qcow2",
             Self::QemuNbd => "qemu-nbd, kernel NBD",
@@ -149,6 +154,7 @@ impl fmt::Display for Candidate {
             Self::Fileio => "fileio",
             Self::Nullio => "nullio",
             Self::Loop => "loop",
+            Self::Bare => "bare",
             Self::File => "file",
             Self::Null => "null",
             Self::Qcow => "qcow",
@@ -535,8 +541,8 @@ mod tests {
         unique.sort();
         unique.dedup();
         assert_eq!(unique.len(), first.len());
-        assert_eq!(first.len(), 3 * (3 * 4 + 3 * 2));
-        assert!(first[..18].iter().all(|run| run.job == plan.jobs[0]));
+        assert_eq!(first.len(), 3 * (3 * 4 + 4 * 2));
+        assert!(first[..20].iter().all(|run| run.job == plan.jobs[0]));
 
         let mut second = plan.round(1, &plan.candidates);
         assert_ne!(second, first, "rounds start elsewhere");

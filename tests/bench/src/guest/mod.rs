@@ -32,7 +32,7 @@ const FOLDER: &str = "/run/tcmu-bench";
 
 /// Set-up order. Our daemon attaches its LUNs before the C tcmu-runner starts, since the latter
 /// answers the kernel's netlink events for LUNs that are not its own.
-const SET_UP: [Candidate; 9] = [
+const SET_UP: [Candidate; 10] = [
     Candidate::File,
     Candidate::Null,
     Candidate::Qcow,
@@ -42,6 +42,7 @@ const SET_UP: [Candidate; 9] = [
     Candidate::Fileio,
     Candidate::Nullio,
     Candidate::Loop,
+    Candidate::Bare,
 ];
 
 /// Measures `plan` and writes the lines to `report`; the daemons' logs go beside it.
@@ -229,7 +230,7 @@ fn run_fio(plan: &Plan, run: Run, device: &Path) -> Result<fio::Outcome> {
         None => Command::new("fio"),
     };
     command
-        .args(fio::arguments(run.job, device, plan.runtime_ms, &json))
+        .args(fio::arguments(run, device, plan.runtime_ms, &json))
         .current_dir(FOLDER);
     let limit = Duration::from_millis(plan.runtime_ms) + Duration::from_secs(45);
     process::output(&mut command, limit)?;

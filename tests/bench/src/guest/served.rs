@@ -57,7 +57,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Sets a candidate up and returns its block device.
+    /// Sets a candidate up and returns its block device, or what fio is to work on instead.
     ///
     /// # Errors
     /// Whatever keeps it from serving.
@@ -70,6 +70,7 @@ impl<'a> Bench<'a> {
             Candidate::Fileio => self.serve_fileio()?,
             Candidate::Nullio => self.serve_nullio()?,
             Candidate::Loop => self.serve_loop()?,
+            Candidate::Bare => return Ok(self.image.clone()),
             Candidate::File => {
                 let image = self.image.display().to_string();
                 self.serve_ours("bench-file", "file", &image, self.plan.image_mib)?
@@ -189,7 +190,7 @@ impl<'a> Bench<'a> {
             Candidate::TcmuRunner | Candidate::TcmuRunnerQcow => self.peer.as_ref(),
             Candidate::File | Candidate::Null | Candidate::Qcow => self.ours.as_ref(),
             Candidate::QemuNbd => self.nbd.last().map(|export| &export.daemon),
-            Candidate::Fileio | Candidate::Nullio | Candidate::Loop => None,
+            Candidate::Fileio | Candidate::Nullio | Candidate::Loop | Candidate::Bare => None,
         }
         .map(Daemon::pid)
     }
@@ -203,7 +204,7 @@ impl<'a> Bench<'a> {
             Candidate::TcmuRunner | Candidate::TcmuRunnerQcow => self.peer.as_mut(),
             Candidate::File | Candidate::Null | Candidate::Qcow => self.ours.as_mut(),
             Candidate::QemuNbd => self.nbd.last_mut().map(|export| &mut export.daemon),
-            Candidate::Fileio | Candidate::Nullio | Candidate::Loop => None,
+            Candidate::Fileio | Candidate::Nullio | Candidate::Loop | Candidate::Bare => None,
         };
         daemon.map_or(Ok(()), Daemon::check_alive)
     }

@@ -10,13 +10,14 @@ use crate::record::Record;
 use crate::stats::{Spread, Summaries, Summary};
 
 /// Colours that stay apart for colour-blind readers (Okabe and Ito).
-const COLOURS: [RGBColor; 9] = [
+const COLOURS: [RGBColor; 10] = [
     RGBColor(213, 94, 0),
     RGBColor(230, 159, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(86, 180, 233),
     RGBColor(120, 120, 120),
+    RGBColor(160, 82, 45),
     RGBColor(204, 121, 167),
     RGBColor(240, 228, 66),
     RGBColor(0, 0, 0),
@@ -256,7 +257,7 @@ mod tests {
         let record = record("uml-built", samples);
         let summaries = Summaries::of(&record);
         let bars = bars(&SUBJECTS[0], &[DEEP], &Candidate::RAW, &summaries);
-        assert_eq!(bars.len(), 6);
+        assert_eq!(bars.len(), Candidate::RAW.len());
         assert!(bars.windows(2).all(|pair| pair[0].right <= pair[1].left));
         assert!(bars.iter().all(|bar| bar.left >= 0.0 && bar.right <= 1.0));
     }
