@@ -224,7 +224,9 @@ impl Tree {
                 });
             }
             if blocked && !told {
-                self.tell("waiting: a daemon is starting or stopping, and takes no new devices yet");
+                self.tell(
+                    "waiting: a daemon is starting or stopping, and takes no new devices yet",
+                );
                 told = true;
             }
             self.pause(TICK)?;
