@@ -1,4 +1,4 @@
-//! Manual pages as Debian wants them (Debian Policy 12.1): `gzip -9n`.
+//! Manual pages and long documents as Debian wants them (Debian Policy 12.1 and 12.3): `gzip -9n`.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use flate2::{Compression, GzBuilder};
 
-/// Compresses all pages of a folder, in their places. cargo-deb does so only with what cargo has not
+/// Compresses all that is in a folder, in their places. cargo-deb does so only with what cargo has not
 /// built.
 pub(super) fn compress(folder: &Path) -> anyhow::Result<()> {
     let pages = fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;

@@ -3,6 +3,7 @@
 mod cargo_deb;
 pub(crate) mod inside;
 mod manual;
+mod notices;
 mod root;
 mod test;
 
@@ -36,6 +37,9 @@ pub(crate) struct Options {
     test: bool,
 }
 
+/// The packages that the programs are of.
+const PACKAGES: &[&str] = &["tcmu-runner", "tcmu-configfs"];
+
 /// The programs, and the sections of their manual pages.
 const PROGRAMS: &[(&str, &str)] = &[("tcmu-runner", "8"), ("tcmuctl", "1")];
 
@@ -53,12 +57,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 /// Builds the programs and what is made from them.
 fn build() -> anyhow::Result<()> {
     print::heading("Building");
-    cargo::build_release(&["tcmu-runner", "tcmu-configfs"])?;
+    cargo::build_release(PACKAGES)?;
     let folder = cargo::release_dir()?.join("package");
     if folder.exists() {
         fs::remove_dir_all(&folder).context("cannot remove the last package's files")?;
     }
-    write_documents(&folder)
+    write_documents(&folder)?;
+    let documents = folder.join("doc");
+    fs::create_dir_all(&documents).context("cannot make the documents' folder")?;
+    notices::write(PACKAGES, &documents.join("third-party-licenses"))?;
+    manual::compress(&documents)
 }
 
 /// Packs what was built; returns the package's path.

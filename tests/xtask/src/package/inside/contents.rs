@@ -20,6 +20,7 @@ const FILES: &[&str] = &[
     "/usr/share/doc/tcmu-runner-rs/README.md",
     "/usr/share/doc/tcmu-runner-rs/changelog.Debian.gz",
     "/usr/share/doc/tcmu-runner-rs/copyright",
+    "/usr/share/doc/tcmu-runner-rs/third-party-licenses.gz",
     "/usr/share/fish/vendor_completions.d/tcmu-runner.fish",
     "/usr/share/fish/vendor_completions.d/tcmuctl.fish",
     "/usr/share/man/man1/tcmuctl.1.gz",
@@ -55,6 +56,10 @@ pub(super) fn are_complete(guest: &Guest) -> anyhow::Result<()> {
         ))?;
     }
     guest.sh("grep 'On Debian systems' /usr/share/doc/tcmu-runner-rs/copyright")?;
+    guest.sh(
+        "gzip --decompress --stdout /usr/share/doc/tcmu-runner-rs/third-party-licenses.gz \
+         | grep '^  io-uring [0-9.]*: MIT'",
+    )?;
     for file in ["tcmu.conf", "dbus-1/system.d/tcmu-runner.conf"] {
         guest.sh(&format!(
             "dpkg-query --show --showformat '${{Conffiles}}\\n' tcmu-runner-rs | grep '{file}'"
