@@ -27,7 +27,8 @@ pub struct Config {
     /// on, at most 4.
     #[serde(default, deserialize_with = "parse::within::<_, 64>")]
     pub reactors: Option<usize>,
-    /// How many threads each reactor may have for what blocks, 1 to 1024. Default: 16.
+    /// How many threads each reactor may have for what blocks, 1 to 1024, beside up to 256 more while
+    /// they all hang. Default: 16.
     #[serde(default, deserialize_with = "parse::within::<_, 1024>")]
     pub blocking_threads: Option<usize>,
     /// How many seconds whoever enables a LUN waits for its image to be opened, 1 to 600. Default: 25,

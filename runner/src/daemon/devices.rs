@@ -35,7 +35,9 @@ impl Daemon {
         match device.phase {
             // It was found before it was announced: nobody waited for an answer
             // (`nl_reply_supported`).
-            Phase::Attaching if device.name == name => device.ticket = Some(ticket),
+            Phase::Attaching if device.name == name && !device.unwanted.is_set() => {
+                device.ticket = Some(ticket);
+            }
             Phase::Serving if device.name == name => self.reply(ticket, 0),
             // The kernel has given the number away, so the device that had it is gone, which nobody
             // has said: a starting daemon has netlink blocked, or the event was lost.
