@@ -1,7 +1,10 @@
 //! From a device in sysfs to a LUN that a reactor can serve.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tcmu::configfs::{BackstoreDir, ResetVerdict};
 use tcmu::discovery::{Device, Sysfs};
@@ -17,6 +20,10 @@ use crate::meter::Meter;
 use crate::reactor::{LunId, Recovered};
 use crate::recovery::{CrashLoop, Found, Tables, Verdict};
 use crate::registry::{OpenDevice, Registry};
+
+/// How long a device may be open after the process has ended that had it, and how often it is tried.
+const RELEASE: Duration = Duration::from_secs(10);
+const RELEASE_POLL: Duration = Duration::from_millis(1);
 
 /// What to make of what a predecessor left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,23 @@ pub(super) fn guarded<T>(open: impl FnOnce() -> Result<T, Error>) -> Result<T, E
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the handler panicked")))
 }
 
+/// What `open` returns, once nobody else has open what it opens. A daemon that was killed has its
+/// devices open a little longer than it lives: until the kernel has taken its io_urings apart
+/// (`io_ring_exit_work` in io_uring/io_uring.c).
+fn once_released<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let begin = Instant::now();
+    loop {
+        match open() {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && begin.elapsed() < RELEASE =>
+            {
+                thread::sleep(RELEASE_POLL);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Opens devices and their images.
 #[derive(Clone)]
 pub(super) struct Opener {
@@ -67,7 +91,8 @@ impl Opener {
             .sysfs
             .device(id)
             .map_err(|error| Error::os("looking at the device", error))?;
-        let uio = Uio::open(&device).map_err(|error| Error::os("opening the device", error))?;
+        let opening = |error| Error::os("opening the device", error);
+        let uio = once_released(|| Uio::open(&device)).map_err(opening)?;
         let mapping = uio
             .map()
             .map_err(|error| Error::os("mapping the device", error))?;
@@ -166,4 +191,33 @@ struct Inherited {
     in_flight: usize,
     /// By how many daemons the one was found that was found most often.
     runs: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_predecessor_has_open_is_waited_for() {
+        let mut tries = 0;
+        let opened = once_released(|| {
+            tries += 1;
+            match tries {
+                1..=3 => Err(io::ErrorKind::ResourceBusy.into()),
+                _ => Ok(tries),
+            }
+        });
+        assert_eq!(opened.unwrap(), 4);
+    }
+
+    #[test]
+    fn other_errors_are_told_at_once() {
+        let mut tries = 0;
+        let refused: io::Result<()> = once_released(|| {
+            tries += 1;
+            Err(io::ErrorKind::NotFound.into())
+        });
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(tries, 1);
+    }
 }

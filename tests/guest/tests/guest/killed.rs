@@ -203,3 +203,27 @@ fn while_nobody_guards_it() -> TestResult {
     successor.stop()?;
     is_in_order(waiting)
 }
+
+guest_test!(and_its_device_is_released_late);
+fn and_its_device_is_released_late() -> TestResult {
+    let daemon = Daemon::start()?;
+    let device = Device::create(0, "null")?;
+    daemon.kill()?;
+    // The kernel has it open for a moment, until the dead daemon's io_uring is taken apart; this has it
+    // open for longer.
+    let number = existing("null")?.pop().context("no device")?;
+    let mut open = None;
+    await_that("the device is released", || {
+        let mut options = fs::File::options();
+        let opened = options.read(true).write(true);
+        open = opened.open(format!("/dev/uio{number}")).ok();
+        Ok(open.is_some())
+    })?;
+    let daemon = Daemon::start()?;
+    daemon.await_log(0, "opening lun=\"storm0\"")?;
+    thread::sleep(40 * POLL);
+    drop(open);
+    daemon.await_log(0, "serving lun=\"storm0\"")?;
+    drop(device);
+    daemon.stop()
+}
